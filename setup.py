@@ -1,0 +1,36 @@
+"""Packaging: the flat modules that Hub repositories also carry, and the dataset builder."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="xrf-transformers",
+    version="0.1.0",
+    description="Masked spectrum models for X-ray fluorescence (XRF) on the Hugging Face stack",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    py_modules=sorted(path.stem for path in Path(__file__).parent.glob("*_xrf.py")),
+    packages=find_packages(include=["dataset_builder", "dataset_builder.*"]),
+    install_requires=[
+        "torch>=2.11,<2.14",
+        "transformers>=5.17,<6",
+        "datasets>=5.2,<6",
+        "accelerate>=1.15,<2",
+        "peft>=0.21",
+        "evaluate>=0.4.6",
+        "huggingface-hub>=1.31,<3",
+        "safetensors>=0.8",
+        "numpy>=2",
+        "scikit-learn>=1.6",  # ridge baselines and the probe, and what evaluate imports
+        "xraylib>=4.1",  # X-ray line energies, cross-sections: physics as data
+        "matplotlib>=3.10",  # figures
+        "tensorboard>=2.19",  # the default tracker
+        "jinja2>=3.1",  # model cards from templates
+    ],
+    extras_require={
+        "dev": ["pytest>=9", "pytest-xdist>=3.8", "ruff>=0.17", "pre-commit>=4"],
+    },
+)
