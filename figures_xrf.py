@@ -1,0 +1,431 @@
+"""Figures a geochemist reads at a glance: masked reconstructions, parity plots and training curves, as PNG files.
+
+Every figure is a `matplotlib.figure.Figure` of its own, without pyplot and its global state, so the functions work
+without a display, in threads and in any process of a distributed run. Colours are those of Okabe & Ito (2008), which
+readers with colour-blindness can tell apart; a file appears complete or not at all.
+
+N = spectra, L = channels, P = patches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from evaluation_xrf import regression_metrics
+from files_xrf import atomic_file
+
+DPI = 150
+RESOLUTION_KEV = 0.13  # peak width at half height of silicon detectors at 2 keV: closer lines make one peak
+BLACK, GREY, SHADE = "#222222", "#7f7f7f", "#e4ebf2"
+BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY_BLUE = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
+COLOURS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY_BLUE, BLACK)
+MARKERS = "osD^vPX"
+STYLE = {
+    "font.size": 10,
+    "axes.labelsize": 10,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "xtick.labelcolor": BLACK,
+    "ytick.labelcolor": BLACK,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+}
+
+# Elements that sediments and rocks show, and rhodium and argon, which the usual tube and the air add.
+GEOLOGICAL_ELEMENTS = (
+    "Na", "Mg", "Al", "Si", "P", "S", "Cl", "Ar", "K", "Ca", "Ti", "V", "Cr", "Mn", "Fe", "Ni", "Cu", "Zn", "As", "Br",
+    "Rb", "Sr", "Y", "Zr", "Nb", "Mo", "Rh", "Ba", "Pb", "Th",
+)  # fmt: skip
+
+
+def element_lines(
+    min_kev: float, max_kev: float, elements: Sequence[str] = GEOLOGICAL_ELEMENTS
+) -> list[tuple[str, float]]:
+    """
+    The main emission lines of the elements within an energy range: K-alpha, K-beta and L-alpha.
+
+    Energies are xraylib's, averaged over the lines of a family by their rates. L-alpha is given from rubidium on; the
+    L lines of lighter elements lie below 1.6 keV, where air and detector window absorb them.
+
+    Args:
+        min_kev (`float`): lower end of the range, in keV.
+        max_kev (`float`): upper end of the range, in keV.
+        elements (`Sequence[str]`): chemical symbols.
+
+    Returns:
+        `list[tuple[str, float]]`: label such as `"Ca Kα"` and energy in keV, by increasing energy.
+    """
+    import xraylib
+
+    families = (("Kα", xraylib.KA_LINE, 1), ("Kβ", xraylib.KB_LINE, 1), ("Lα", xraylib.LA_LINE, 37))
+    lines = []
+    for element in elements:
+        atomic_number = xraylib.SymbolToAtomicNumber(element)
+        for family, line, first_atomic_number in families:
+            if atomic_number < first_atomic_number:
+                continue
+            try:
+                energy_kev = xraylib.LineEnergy(atomic_number, line)
+            except ValueError:  # the element has no electrons to fill this vacancy, such as Na K-beta
+                continue
+            if min_kev <= energy_kev <= max_kev:
+                lines.append((f"{element} {family}", energy_kev))
+    return sorted(lines, key=lambda line: line[1])
+
+
+def plot_reconstructions(
+    path: str,
+    energy_kev,
+    originals,
+    reconstructions,
+    masks,
+    titles: Sequence[str],
+    attention_mask=None,
+    y_label: str = "scaled counts",
+) -> None:
+    """
+    Draws what masked pretraining has learnt: a few spectra, one above the other, with their hidden patches filled in.
+
+    Masked patches are shaded. The reconstruction is a strong line there and a faint one over the visible patches,
+    where the loss does not look. Emission lines are named where a spectrum has a peak, as far as names fit.
+
+    Args:
+        path (`str`): the PNG file to write.
+        energy_kev (array-like of shape `(L,)`): channel energies in keV, increasing.
+        originals (array-like of shape `(N, L)`): spectra as the model sees them.
+        reconstructions (array-like of shape `(N, L)`): the model's output on the same scale.
+        masks (array-like of shape `(N, P)`): 1 = masked, L a multiple of P.
+        titles (`Sequence[str]`): a title per spectrum.
+        attention_mask (array-like of shape `(N, P)`, *optional*):
+            1 = measured. Other patches stay blank, and the axis ends where no spectrum was measured.
+        y_label (`str`, defaults to `"scaled counts"`): name of the vertical axis.
+
+    Raises:
+        ValueError: if the shapes do not fit together or nothing was measured.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    energy_kev, originals = np.asarray(energy_kev, dtype=float), np.asarray(originals, dtype=float)
+    reconstructions, masks = np.asarray(reconstructions, dtype=float), np.asarray(masks).astype(bool)
+    measured = np.ones_like(masks) if attention_mask is None else np.asarray(attention_mask).astype(bool)
+    num_spectra, num_channels, num_patches = len(originals), len(energy_kev), masks.shape[-1]
+    fits = originals.shape == reconstructions.shape == (num_spectra, num_channels)
+    fits &= masks.shape == measured.shape == (num_spectra, num_patches) and num_channels % num_patches == 0
+    if not fits or len(titles) != num_spectra:
+        raise ValueError(
+            f"{len(titles)} titles, originals {originals.shape}, reconstructions {reconstructions.shape}, masks "
+            f"{masks.shape} and attention_mask {measured.shape} must agree on spectra, {num_channels} channels and "
+            "patches that divide them."
+        )
+    if not measured.any():
+        raise ValueError("attention_mask marks no patch as measured, so there is nothing to draw.")
+
+    patch_size = num_channels // num_patches
+    masked_channels = np.repeat(masks & measured, patch_size, axis=1)  # (N, L)
+    measured_channels = np.repeat(measured, patch_size, axis=1)
+    originals = np.where(measured_channels, originals, np.nan)
+    reconstructions = np.where(measured_channels, reconstructions, np.nan)
+    in_range = np.flatnonzero(measured_channels.any(axis=0))
+    edges_kev = _channel_edges(energy_kev)
+    range_kev = edges_kev[in_range[0]], edges_kev[in_range[-1] + 1]
+
+    with rc_context(STYLE):
+        figure = Figure(figsize=(9, 0.9 + 2.1 * num_spectra), dpi=DPI, layout="constrained")
+        panels = figure.subplots(num_spectra, 1, sharex=True, squeeze=False)[:, 0]
+        for row, axes in enumerate(panels):
+            for start, stop in _runs(masked_channels[row]):
+                axes.axvspan(edges_kev[start], edges_kev[stop], color=SHADE, linewidth=0)
+            hidden = np.where(masked_channels[row], reconstructions[row], np.nan)
+            (faint,) = axes.plot(energy_kev, reconstructions[row], color=VERMILION, linewidth=1.6, alpha=0.35)
+            (original,) = axes.plot(energy_kev, originals[row], color=BLACK, linewidth=0.9)
+            (filled,) = axes.plot(energy_kev, hidden, color=VERMILION, linewidth=1.6)
+            axes.text(0.995, 0.95, titles[row], transform=axes.transAxes, ha="right", va="top")
+            axes.margins(y=0.08)
+            axes.set_xlim(*range_kev)
+        panels[-1].set_xlabel("energy (keV)")
+        figure.supylabel(y_label, fontsize=10)
+        figure.legend(
+            [original, Patch(color=SHADE), filled, faint],
+            ["original", "masked patch", "reconstruction, masked", "reconstruction, visible"],
+            loc="outside upper left",
+            ncols=4,
+        )
+        _name_lines(panels, energy_kev, originals, range_kev)
+        _save(figure, path)
+
+
+def _channel_edges(energy_kev: np.ndarray) -> np.ndarray:
+    """Edges `(L + 1,)` halfway between channel energies `(L,)`."""
+    middles = (energy_kev[1:] + energy_kev[:-1]) / 2
+    return np.concatenate([[2 * energy_kev[0] - middles[0]], middles, [2 * energy_kev[-1] - middles[-1]]])
+
+
+def _runs(flags: np.ndarray) -> list[tuple[int, int]]:
+    """Start and stop (exclusive) of every unbroken run of true flags."""
+    changes = np.flatnonzero(np.diff(np.concatenate([[0], flags.astype(np.int8), [0]])))
+    return list(zip(changes[::2], changes[1::2], strict=True))
+
+
+def _name_lines(panels, energy_kev: np.ndarray, spectra: np.ndarray, range_kev: tuple[float, float]) -> None:
+    """Names emission lines above the first panel, the clearest first, leaving out names for which there is no room."""
+    spacing_kev = (range_kev[1] - range_kev[0]) / 62  # the height of one rotated name on a 9-inch figure
+    named = []
+    for line in _lines_by_clarity(energy_kev, spectra, range_kev):
+        if any(abs(line[1] - line_kev) < RESOLUTION_KEV for _, line_kev in named):  # this peak has its name
+            continue
+        candidate = sorted([*named, line], key=lambda line: line[1])
+        lines_kev = np.array([line_kev for _, line_kev in candidate])
+        if np.abs(_spread(lines_kev, spacing_kev) - lines_kev).max() <= spacing_kev:
+            named = candidate
+    positions_kev = _spread(np.array([line_kev for _, line_kev in named]), spacing_kev)
+    leader = {"arrowstyle": "-", "color": GREY, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0, "relpos": (0.5, 0)}
+    for (label, line_kev), position_kev in zip(named, positions_kev, strict=True):
+        for axes in panels:
+            axes.axvline(line_kev, color=GREY, linewidth=0.6, linestyle=(0, (1, 3)), zorder=1.5)
+        panels[0].annotate(
+            label,
+            (line_kev, 1),
+            xytext=(position_kev, 1.08),
+            xycoords=panels[0].get_xaxis_transform(),
+            textcoords=panels[0].get_xaxis_transform(),
+            arrowprops=leader,
+            rotation=90,
+            ha="center",
+            va="bottom",
+            fontsize=8.5,
+        )
+
+
+def _lines_by_clarity(energy_kev: np.ndarray, spectra: np.ndarray, range_kev: tuple[float, float]) -> list:
+    """The lines at which some spectrum has a peak, the clearest first."""
+    weights = {"Kα": 1.0, "Kβ": 0.2, "Lα": 0.4}  # where lines overlap, the K-alpha line is the likelier one
+    lines = element_lines(*range_kev)
+    heights = {
+        label: max(_peak_height(energy_kev, spectrum, line_kev) for spectrum in spectra) for label, line_kev in lines
+    }
+    clarity = {}
+    for label, height in heights.items():
+        element, family = label.split()
+        if family == "Kβ" and heights.get(f"{element} Kα", 1) < height:  # K-beta is always the weaker one
+            continue
+        if height > 0:
+            clarity[label] = height * weights[family]
+    return sorted([line for line in lines if line[0] in clarity], key=lambda line: -clarity[line[0]])
+
+
+def _spread(positions: np.ndarray, spacing: float) -> np.ndarray:
+    """Moves increasing positions apart, by equal shares, until neighbours are `spacing` from each other."""
+    positions = positions.copy()
+    for _ in range(100):
+        overlap = np.maximum(spacing - np.diff(positions), 0)
+        if overlap.max(initial=0) < 1e-3 * spacing:
+            break
+        positions[:-1] -= overlap / 2
+        positions[1:] += overlap / 2
+    return positions
+
+
+def _peak_height(energy_kev: np.ndarray, spectrum: np.ndarray, line_kev: float) -> float:
+    """Height of a peak at a line over its feet, as a share of the spectrum's range; 0 where there is no clear peak."""
+    measured = ~np.isnan(spectrum)
+    near = measured & (np.abs(energy_kev - line_kev) <= 0.2)  # a peak and its feet
+    if near.sum() < 7:
+        return 0.0
+    energies, values = energy_kev[near], spectrum[near]
+    values = np.convolve(np.pad(values, 2, mode="edge"), np.full(5, 0.2), mode="valid")  # a bump of noise is no peak
+    tops = 1 + np.flatnonzero((values[1:-1] >= values[:-2]) & (values[1:-1] > values[2:]))
+    tops = tops[np.abs(energies[tops] - line_kev) <= 0.05]  # farther tops belong to neighbouring lines
+    if len(tops) == 0:
+        return 0.0
+    top = tops[np.argmax(values[tops])]
+    height = (values[top] - max(values[:top].min(), values[top:].min())) / np.ptp(spectrum[measured])
+    return float(height) if height > 0.01 else 0.0
+
+
+def plot_parity(
+    path: str,
+    references,
+    predictions,
+    target_name: str,
+    unit: str,
+    standard_deviation=None,
+    metrics=None,
+    groups=None,
+) -> None:
+    """
+    Plots predicted against laboratory values of one target, with the 1:1 line and the numbers that judge them.
+
+    Several sets of predictions (a model and its baselines) stand side by side on the same scale. Each panel is square
+    and both of its axes cover the same range, so that the 1:1 line is the diagonal.
+
+    Args:
+        path (`str`): the PNG file to write.
+        references (array-like of shape `(N,)`): laboratory values, NaN where missing; those rows are left out.
+        predictions (array-like of shape `(N,)`, or `dict` of name to such an array): predicted values.
+        target_name (`str`): what was measured, such as `"CaCO3"`.
+        unit (`str`): unit of both axes, such as `"wt%"`.
+        standard_deviation (array-like of shape `(N,)`, or `dict` of name to such an array, *optional*):
+            Predicted standard deviations, drawn as bars of one of them up and down. In a dict, names may be absent.
+        metrics (`dict`, or `dict` of name to `dict`, *optional*):
+            The numbers to print, keyed like those of `regression_metrics`, which computes them from the drawn points
+            otherwise. Give them where they were measured on more than is drawn.
+        groups (array-like of shape `(N,)`, *optional*): core of each spectrum, told apart by colour and marker.
+
+    Raises:
+        ValueError: if lengths differ or no row has a reference.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    several = isinstance(predictions, Mapping)
+    predictions = predictions if several else {"": predictions}
+    deviations = standard_deviation if several else {"": standard_deviation}
+    metrics = (metrics if several else {"": metrics}) or {}
+    references = np.asarray(references, dtype=float)
+    groups = np.full(len(references), "") if groups is None else np.asarray(groups).astype(str)
+    predictions = {name: np.asarray(values, dtype=float) for name, values in predictions.items()}
+    deviations = {name: np.asarray(bars, dtype=float) for name, bars in (deviations or {}).items() if bars is not None}
+    for values in (*predictions.values(), *deviations.values(), groups):
+        if values.shape != references.shape:
+            raise ValueError(
+                f"predictions, standard deviations and groups need one value per reference; there are "
+                f"{len(references)} references and an array of shape {values.shape}."
+            )
+    labelled = ~np.isnan(references)
+    if not labelled.any():
+        raise ValueError(f"no spectrum has a laboratory value of {target_name}, so there is nothing to compare.")
+
+    num_panels, named_groups = len(predictions), np.unique(groups[labelled])
+    with rc_context(STYLE):
+        legend_width = 0 if len(named_groups) == 1 else 1.3
+        figure = Figure(figsize=(0.6 + 4 * num_panels + legend_width, 4.9), dpi=DPI, layout="compressed")
+        panels = figure.subplots(1, num_panels, sharex=True, sharey=True, squeeze=False)[0]
+        for axes, (name, values) in zip(panels, predictions.items(), strict=True):
+            if name in deviations:
+                bars = deviations[name][labelled]
+                look = {"fmt": "none", "ecolor": GREY, "elinewidth": 0.8, "alpha": 0.7, "zorder": 1.5}
+                axes.errorbar(references[labelled], values[labelled], yerr=bars, **look)
+            for number, group in enumerate(named_groups):
+                rows = labelled & (groups == group)
+                axes.scatter(
+                    references[rows],
+                    values[rows],
+                    s=34,
+                    color=COLOURS[number % len(COLOURS)],
+                    marker=MARKERS[(number + number // len(COLOURS)) % len(MARKERS)],
+                    edgecolor="white",
+                    linewidth=0.4,
+                    label=group,
+                    zorder=2,
+                )
+            numbers = metrics.get(name) or regression_metrics(values, references)
+            axes.text(
+                0.04,
+                0.96,
+                _metrics_text(numbers, unit),
+                transform=axes.transAxes,
+                va="top",
+                linespacing=1.35,
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 2},
+                zorder=3,
+            )
+            axes.set_title(name)
+            axes.set_box_aspect(1)
+        limits = (
+            min(panels[0].get_xlim()[0], panels[0].get_ylim()[0]),
+            max(panels[0].get_xlim()[1], panels[0].get_ylim()[1]),
+        )
+        for axes in panels:
+            axes.axline((limits[0], limits[0]), slope=1, color=GREY, linewidth=1, zorder=1)
+            axes.set_xlim(limits)
+            axes.set_ylim(limits)
+            axes.locator_params(nbins=6)
+        figure.supxlabel(f"laboratory {target_name} ({unit})", fontsize=10)
+        figure.supylabel(f"predicted {target_name} ({unit})", fontsize=10)
+        if len(named_groups) > 1:
+            figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", handletextpad=0.1)
+        _save(figure, path)
+
+
+def _metrics_text(metrics: Mapping[str, float], unit: str) -> str:
+    rmse = metrics["rmse"]
+    decimals = max(0, 2 - math.floor(math.log10(rmse))) if 0 < rmse < math.inf else 3  # three digits of the RMSE
+    bias = f"{metrics['bias']:+.{decimals}f}".replace("-", "\N{MINUS SIGN}")
+    return f"n = {metrics['n']}\nR² = {metrics['r2']:.3f}\nRMSE = {rmse:.{decimals}f} {unit}\nbias = {bias} {unit}"
+
+
+def plot_training_curves(path: str, history: Sequence[Mapping[str, float]]) -> None:
+    """
+    Plots loss, and learning rate where it was recorded, over optimiser steps.
+
+    Args:
+        path (`str`): the PNG file to write.
+        history (`Sequence[Mapping[str, float]]`):
+            One record per logging event with `step` and any of `loss`, `validation_loss` (or `eval_loss`, as `Trainer`
+            calls it) and `learning_rate`. Records need not hold all of them.
+
+    Raises:
+        ValueError: if no record holds a loss.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    curves = {
+        "training": _curve(history, "loss"),
+        "validation": _curve(history, "validation_loss", "eval_loss"),
+    }
+    curves = {name: curve for name, curve in curves.items() if len(curve)}
+    rate = _curve(history, "learning_rate")
+    if not curves:
+        raise ValueError(f"none of the {len(history)} history records holds a loss, so there is nothing to draw.")
+
+    with rc_context(STYLE):
+        figure = Figure(figsize=(7, 4.8 if len(rate) else 3.8), dpi=DPI, layout="constrained")
+        ratios = [3, 1] if len(rate) else [1]
+        panels = figure.subplots(len(ratios), 1, sharex=True, squeeze=False, height_ratios=ratios)[:, 0]
+        looks = {
+            "training": {"color": BLUE, "linewidth": 1.4},
+            "validation": {"color": VERMILION, "linewidth": 1.4, "marker": "o", "markersize": 4.5},
+        }
+        for name, curve in curves.items():
+            panels[0].plot(curve[:, 0], curve[:, 1], label=name, **looks[name])
+        losses = np.concatenate([curve[:, 1] for curve in curves.values()])
+        losses = losses[np.isfinite(losses)]
+        if len(losses) and losses.min() > 0 and losses.max() > 5 * losses.min():
+            panels[0].set_yscale("log")
+            panels[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            panels[0].yaxis.set_major_formatter("{x:g}")
+            panels[0].yaxis.set_minor_formatter(NullFormatter())
+        panels[0].set_ylabel("loss")
+        panels[0].legend()
+        if len(rate):
+            panels[1].plot(rate[:, 0], rate[:, 1], color=GREY, linewidth=1.4)
+            panels[1].set_ylabel("learning rate")
+            panels[1].set_ylim(bottom=0)
+            panels[1].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+        panels[-1].set_xlabel("step")
+        figure.align_ylabels(panels)
+        _save(figure, path)
+
+
+def _curve(history: Sequence[Mapping[str, float]], *names: str) -> np.ndarray:
+    """Steps and values `(n, 2)` of the records that hold a value under one of the names."""
+    points = [(record["step"], record[name]) for record in history for name in names if name in record]
+    return np.array(sorted(points), dtype=float).reshape(-1, 2)
+
+
+def _save(figure, path: str) -> None:
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png")

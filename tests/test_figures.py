@@ -1,0 +1,246 @@
+"""Figures are whole PNG files of a known size that show the data they were given, and nothing they were not."""
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from PIL import Image
+
+import figures_xrf
+from evaluation_xrf import regression_metrics
+from figures_xrf import DPI, SHADE, element_lines, plot_parity, plot_reconstructions, plot_training_curves
+
+NUM_CHANNELS, NUM_PATCHES = 512, 32
+ENERGY_KEV = (np.arange(NUM_CHANNELS) + 0.5) * 0.02
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Figures in the order they were saved, for what a PNG's pixels cannot tell."""
+    figures = []
+    save = figures_xrf._save
+
+    def save_and_keep(figure, path):
+        figures.append(figure)
+        save(figure, path)
+
+    monkeypatch.setattr(figures_xrf, "_save", save_and_keep)
+    return figures
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        image.load()
+        return np.asarray(image.convert("RGB"))
+
+
+def spectra_with_peaks(line_kevs, num_spectra=2):
+    peaks = sum(np.exp(-0.5 * ((ENERGY_KEV - line_kev) / 0.06) ** 2) for line_kev in line_kevs)
+    return np.tile(0.1 + peaks, (num_spectra, 1)) * np.arange(1, num_spectra + 1)[:, None]
+
+
+def draw(path, originals, reconstructions=None, masks=None, **options):
+    reconstructions = originals * 0.9 if reconstructions is None else reconstructions
+    masks = np.tile(np.arange(NUM_PATCHES) % 2, (len(originals), 1)) if masks is None else masks
+    titles = [f"spectrum {row}" for row in range(len(originals))]
+    plot_reconstructions(path, ENERGY_KEV, originals, reconstructions, masks, titles, **options)
+    return pixels(path)
+
+
+def named_lines(figure):
+    return [text.get_text() for text in figure.axes[0].texts if text.get_rotation() == 90]
+
+
+def test_element_lines_are_the_tabulated_energies_in_order():
+    lines = dict(element_lines(0, 41))
+    # Bearden (1967), weighted over K-alpha 1 and 2, to 10 eV
+    assert lines["Si Kα"] == pytest.approx(1.740, abs=0.01)
+    assert lines["Ca Kα"] == pytest.approx(3.691, abs=0.01)
+    assert lines["Fe Kα"] == pytest.approx(6.399, abs=0.01)
+    assert lines["Fe Kβ"] == pytest.approx(7.058, abs=0.01)
+    assert lines["Rh Lα"] == pytest.approx(2.696, abs=0.01)
+    assert "Fe Lα" not in lines and "Na Kβ" not in lines
+
+    within = element_lines(3.5, 4.1, elements=["Fe", "Ca"])
+    assert [label for label, _ in within] == ["Ca Kα", "Ca Kβ"]
+    energies = [energy_kev for _, energy_kev in element_lines(0, 41)]
+    assert energies == sorted(energies)
+
+
+@pytest.mark.parametrize("num_spectra", [1, 3])
+def test_reconstruction_figure_has_the_expected_size_and_shows_the_data(tmp_path, num_spectra):
+    originals = spectra_with_peaks([3.69, 6.40], num_spectra)
+    image = draw(tmp_path / "a.png", originals)
+    assert image.shape == (round((0.9 + 2.1 * num_spectra) * DPI), 9 * DPI, 3)
+    np.testing.assert_array_equal(draw(tmp_path / "b.png", originals), image)
+    changed = originals * 0.9
+    changed[0, 16:32] += 0.5  # one masked patch
+    assert not np.array_equal(draw(tmp_path / "c.png", originals, changed), image)
+
+
+def test_masked_patches_are_shaded_in_proportion(tmp_path):
+    originals = spectra_with_peaks([3.69])
+
+    def share_shaded(num_masked):
+        masks = np.zeros((2, NUM_PATCHES))
+        masks[:, :num_masked] = 1
+        image = draw(tmp_path / "a.png", originals, masks=masks)
+        shade = np.round(np.array(to_rgb(SHADE)) * 255).astype(int)
+        return np.mean(np.all(np.abs(image.astype(int) - shade) <= 1, axis=-1))
+
+    none, quarter, half = share_shaded(0), share_shaded(8), share_shaded(16)
+    assert none < 0.005  # the sample in the legend
+    assert half - none == pytest.approx(2 * (quarter - none), rel=0.05)
+
+
+def test_unmeasured_patches_are_neither_drawn_nor_in_the_range(tmp_path, drawn):
+    originals = spectra_with_peaks([3.69])
+    measured = np.zeros((2, NUM_PATCHES))
+    measured[:, 2:20] = 1
+    image = draw(tmp_path / "a.png", originals, attention_mask=measured)
+    assert drawn[0].axes[0].get_xlim() == pytest.approx((2 * 16 * 0.02, 20 * 16 * 0.02))
+
+    noisy = originals.copy()
+    noisy[:, 20 * 16 :] = 1e6
+    noisy_reconstructions = originals * 0.9
+    noisy_reconstructions[:, : 2 * 16] = -1e6
+    again = draw(tmp_path / "b.png", noisy, noisy_reconstructions, attention_mask=measured)
+    np.testing.assert_array_equal(again, image)
+
+
+def test_the_strong_line_is_the_reconstruction_of_masked_channels_only(tmp_path, drawn):
+    originals = spectra_with_peaks([3.69], 1)
+    masks = np.zeros((1, NUM_PATCHES))
+    masks[0, [3, 4, 9]] = 1
+    draw(tmp_path / "a.png", originals, masks=masks)
+    faint, original, strong = drawn[0].axes[0].lines[:3]
+    masked = np.repeat(masks[0] == 1, 16)
+    np.testing.assert_array_equal(original.get_ydata(), originals[0])
+    np.testing.assert_array_equal(np.isfinite(strong.get_ydata()), masked)
+    np.testing.assert_allclose(strong.get_ydata()[masked], 0.9 * originals[0, masked])
+    assert faint.get_alpha() < 0.5
+
+
+def test_lines_are_named_where_there_are_peaks(tmp_path, drawn):
+    draw(tmp_path / "a.png", spectra_with_peaks([1.740, 3.690, 4.509, 6.400]))
+    assert named_lines(drawn[0]) == ["Si Kα", "Ca Kα", "Ti Kα", "Fe Kα"]
+    noise = np.random.default_rng(0).poisson(1e4, (2, NUM_CHANNELS)) / 1e4 + 5 * (ENERGY_KEV < 0.3)
+    draw(tmp_path / "b.png", noise)
+    assert named_lines(drawn[1]) == []
+
+
+def test_names_do_not_overlap_on_real_spectra(tmp_path, drawn, real_data):
+    with np.load(real_data / "labelled" / "mudrock_trace_instrument_a.npz", allow_pickle=False) as spectra:
+        counts, gain_kev = spectra["counts"][:3], spectra["gain_kev"][0]
+    spectra, energy_kev = np.log1p(counts), np.arange(2048) * gain_kev
+    titles = ["a", "b", "c"]
+    plot_reconstructions(tmp_path / "a.png", energy_kev, spectra, spectra, np.zeros((3, 128)), titles)
+    names = [text for text in drawn[0].axes[0].texts if text.get_rotation() == 90]
+    extents = [Text.get_window_extent(name) for name in names]  # of the words, without their leader lines
+    boxes = sorted((extent.x0, extent.x1) for extent in extents)
+    assert {"Fe Kα", "Rb Kα", "Sr Kα"} <= set(named_lines(drawn[0]))
+    assert all(right <= left + 1 for (_, right), (left, _) in zip(boxes, boxes[1:]))
+
+
+def test_parity_plot_shows_the_numbers_bars_and_the_one_to_one_line(tmp_path, drawn):
+    references = np.array([1.0, 3.0, 5.0, 7.0, np.nan])
+    predictions = np.array([2.0, 2.0, 5.0, 9.0, 100.0])
+    deviations = np.array([0.5, 0.25, 0.5, 1.0, 50.0])
+    path = tmp_path / "a.png"
+    plot_parity(path, references, predictions, "CaCO3", "wt%", standard_deviation=deviations)
+    assert pixels(path).shape == (round(4.9 * DPI), round(4.6 * DPI), 3)
+
+    (axes,) = drawn[0].axes
+    np.testing.assert_array_equal(axes.collections[-1].get_offsets(), np.c_[references, predictions][:4])
+    assert axes.texts[0].get_text() == "n = 4\nR² = 0.700\nRMSE = 1.22 wt%\nbias = +0.50 wt%"
+    assert axes.get_xlim() == axes.get_ylim()
+    assert axes.get_ylim()[0] <= 1.0 and 10.0 <= axes.get_ylim()[1] < 20  # holds the bars, not the unlabelled row
+    segments = axes.collections[0].get_segments()
+    np.testing.assert_allclose(segments[3], [[7, 8], [7, 10]])
+    box = axes.get_window_extent()
+    assert box.width == pytest.approx(box.height, rel=0.01)
+    assert drawn[0].get_supxlabel() == "laboratory CaCO3 (wt%)"
+    assert drawn[0].get_supylabel() == "predicted CaCO3 (wt%)"
+
+
+def test_parity_plot_sets_baselines_beside_the_model_on_one_scale(tmp_path, drawn):
+    rng = np.random.default_rng(0)
+    references = rng.uniform(0, 10, 30)
+    predictions = {"fine-tuned": references + rng.normal(0, 0.5, 30), "mean": np.full(30, references.mean())}
+    given = regression_metrics([2.0, 4.0, 7.0], [1.0, 4.0, 6.0])
+    groups = np.repeat(["core 1", "core 2", "core 3"], 10)
+    path = tmp_path / "a.png"
+    plot_parity(path, references, predictions, "TOC", "wt%", metrics={"mean": given}, groups=groups)
+    model, mean = drawn[0].axes
+    assert [model.get_title(), mean.get_title()] == ["fine-tuned", "mean"]
+    assert model.get_xlim() == mean.get_xlim() == model.get_ylim() == mean.get_ylim()
+    expected = regression_metrics(predictions["fine-tuned"], references)
+    assert f"R² = {expected['r2']:.3f}" in model.texts[0].get_text()
+    assert mean.texts[0].get_text().startswith("n = 3\n")  # the numbers given, not those of the points
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["core 1", "core 2", "core 3"]
+    assert len({tuple(points.get_facecolor()[0]) for points in model.collections}) == 3
+    assert pixels(path).shape[1] == round((0.6 + 2 * 4 + 1.3) * DPI)
+
+
+def test_parity_plot_differs_when_the_data_differ(tmp_path):
+    references = np.array([1.0, 2.0, 4.0])
+    images = []
+    for number, predictions in enumerate([[1.0, 2.0, 4.0], [1.0, 2.0, 4.0], [1.0, 2.5, 4.0]]):
+        plot_parity(tmp_path / f"{number}.png", references, predictions, "TOC", "wt%")
+        images.append(pixels(tmp_path / f"{number}.png"))
+    np.testing.assert_array_equal(images[0], images[1])
+    assert not np.array_equal(images[0], images[2])
+
+
+def test_training_curves_draw_every_recorded_value(tmp_path, drawn):
+    history = [{"step": step, "loss": 1.0 / step, "learning_rate": 1e-4} for step in (1, 2, 4, 8, 16)]
+    history += [{"step": 8, "validation_loss": 0.2}, {"step": 16, "validation_loss": 0.1}]
+    path = tmp_path / "a.png"
+    plot_training_curves(path, history)
+    assert pixels(path).shape == (round(4.8 * DPI), 7 * DPI, 3)
+    loss, rate = drawn[0].axes
+    training, validation = loss.lines
+    np.testing.assert_allclose(training.get_xydata(), [[1, 1], [2, 0.5], [4, 0.25], [8, 0.125], [16, 0.0625]])
+    np.testing.assert_allclose(validation.get_xydata(), [[8, 0.2], [16, 0.1]])
+    assert loss.get_yscale() == "log" and len(rate.lines) == 1
+
+    as_trainer_logs = [{"step": 1, "loss": 0.5}, {"step": 2, "eval_loss": 0.4}, {"step": 2, "train_runtime": 3.0}]
+    plot_training_curves(path, as_trainer_logs)
+    assert pixels(path).shape == (round(3.8 * DPI), 7 * DPI, 3)
+    assert [line.get_label() for line in drawn[1].axes[0].lines] == ["training", "validation"]
+    assert drawn[1].axes[0].get_yscale() == "linear"
+
+
+def test_a_failed_figure_leaves_the_old_one_and_nothing_half_written(tmp_path, monkeypatch):
+    path = tmp_path / "curves.png"
+    plot_training_curves(path, [{"step": 1, "loss": 1.0}])
+    before = path.read_bytes()
+
+    def disk_full(figure, target, **options):
+        with open(target, "wb") as file:
+            file.write(b"\x89PNG half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", disk_full)
+    with pytest.raises(OSError, match="no space"):
+        plot_training_curves(path, [{"step": 1, "loss": 2.0}])
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["curves.png"]
+
+
+def test_figures_say_what_does_not_fit(tmp_path):
+    originals = spectra_with_peaks([3.69])
+    path = tmp_path / "a.png"
+    with pytest.raises(ValueError, match=r"masks \(2, 30\)"):
+        draw(path, originals, masks=np.zeros((2, 30)))
+    with pytest.raises(ValueError, match="no patch as measured"):
+        draw(path, originals, attention_mask=np.zeros((2, NUM_PATCHES)))
+    with pytest.raises(ValueError, match=r"3 references and an array of shape \(2,\)"):
+        plot_parity(path, [1.0, 2.0, 3.0], [1.0, 2.0], "TOC", "wt%")
+    with pytest.raises(ValueError, match="no spectrum has a laboratory value of TOC"):
+        plot_parity(path, [np.nan], [1.0], "TOC", "wt%")
+    with pytest.raises(ValueError, match="none of the 1 history records"):
+        plot_training_curves(path, [{"step": 1, "learning_rate": 0.1}])
+    assert not path.exists()
