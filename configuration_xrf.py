@@ -1,5 +1,6 @@
 """Configuration of the XRF model family."""
 
+import math
 import re
 
 from huggingface_hub.dataclasses import strict
@@ -31,6 +32,10 @@ SIZES = {
     "large": (1024, 24, 16, 512, 8, 16),
 }
 MLP_RATIO = 4
+DIMENSIONS = (
+    "spectrum_length", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+    "decoder_hidden_size", "decoder_num_hidden_layers", "decoder_num_attention_heads", "decoder_intermediate_size"
+)  # fmt: skip
 POOLINGS = ("cls", "mean")
 REGRESSION_LOSSES = ("mse", "gaussian")
 TARGET_FIELDS = (
@@ -162,7 +167,7 @@ class XRFMaskedConfig(PreTrainedConfig):
     def validate_architecture(self):
         """Check the fields against each other; each message gives the rule, the value and the remedy."""
         super().validate_architecture()
-        for name in ("spectrum_length", "patch_size", "hidden_size", "decoder_hidden_size"):
+        for name in DIMENSIONS:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, but is {getattr(self, name)}; give a positive number.")
         if self.spectrum_length % self.patch_size:
@@ -201,11 +206,17 @@ class XRFMaskedConfig(PreTrainedConfig):
             values = getattr(self, name)
             if values is not None and len(values) != count:
                 raise ValueError(f"{name} must have one entry per target ({count}), but has {len(values)}; add it.")
+        for name, mean in zip(self.target_names, self.target_mean or []):
+            if not math.isfinite(mean):
+                raise ValueError(f"target_mean of {name} must be finite, but is {mean}; leave out missing labels.")
         for name, std in zip(self.target_names, self.target_std or []):
-            if not std > 0:
+            if not 0 < std < math.inf:
                 raise ValueError(
                     f"target_std of {name} must be positive, but is {std}; a constant target cannot be learned."
                 )
+        for name, lower, upper in zip(self.target_names, self.target_min or [], self.target_max or []):
+            if lower is not None and upper is not None and not lower < upper:
+                raise ValueError(f"target_min of {name} ({lower}) must lie below target_max ({upper}); swap them.")
 
     def to_dict(self):
         output = super().to_dict()

@@ -63,6 +63,11 @@ class XRFFeatureExtractor(FeatureExtractionMixin):
                         f"scaling 'channel' needs {name} with {spectrum_length} values, one per channel, but got "
                         f"{0 if values is None else len(values)}; compute them over the training corpus."
                     )
+            for channel in np.flatnonzero(~(np.asarray(channel_std, dtype=np.float64) > 0)):
+                raise ValueError(
+                    f"channel_std must be positive, but is {channel_std[channel]} in channel {channel}; give 1 where "
+                    "the corpus never varies."
+                )
         self.spectrum_length = spectrum_length
         self.patch_size = patch_size
         self.channel_width_kev = channel_width_kev
@@ -120,10 +125,11 @@ class XRFFeatureExtractor(FeatureExtractionMixin):
         measured = self._measured_patches(lengths, gain_kev, offset_kev, tube_kv)
         for index in np.flatnonzero(~measured.any(axis=1)):
             lower, upper = _range_kev(lengths[index], gain_kev[index], offset_kev[index])
+            tube = "" if np.isnan(tube_kv[index]) else f" at {tube_kv[index]:g} kV"
             raise ValueError(
-                f"Spectrum {index} covers {lower:.2f} to {upper:.2f} keV at {tube_kv[index]:g} kV and so no whole "
-                f"patch of the model's grid, {self.channel_edges_kev[0]:.2f} to {self.channel_edges_kev[-1]:.2f} keV; "
-                "check its calibration and tube voltage."
+                f"Spectrum {index} covers {lower:.2f} to {upper:.2f} keV{tube} and so no whole patch of the model's "
+                f"grid, {self.channel_edges_kev[0]:.2f} to {self.channel_edges_kev[-1]:.2f} keV; check its "
+                "calibration and tube voltage."
             )
         on_grid *= np.repeat(measured, self.patch_size, axis=1)
         for index in np.flatnonzero(on_grid.sum(axis=1) == 0):
@@ -166,7 +172,7 @@ class XRFFeatureExtractor(FeatureExtractionMixin):
         that scaled them (`return_statistics=True`), each `(batch_size,)`. Unmeasured channels come back meaningless
         where the scaling has an offset."""
         values = np.asarray(input_values, dtype=np.float64)
-        center, scale = np.reshape(center, (-1, 1)), np.reshape(scale, (-1, 1))
+        center, scale = np.asarray(center).reshape(-1, 1), np.asarray(scale).reshape(-1, 1)
         if self.scaling == "standardize":
             return values * scale + center
         if self.scaling == "sqrt":
@@ -241,6 +247,10 @@ def _as_batch(counts, gain_kev, offset_kev, tube_kv):
     for index in np.flatnonzero(gain_kev <= 0):
         raise ValueError(
             f"gain_kev must be positive, but spectrum {index} has {gain_kev[index]:g}; check its calibration."
+        )
+    for index in np.flatnonzero(tube_kv <= 0):  # an unknown voltage is NaN
+        raise ValueError(
+            f"tube_kv must be positive, but spectrum {index} has {tube_kv[index]:g}; give None where it is unknown."
         )
     return spectra, gain_kev, offset_kev, tube_kv
 

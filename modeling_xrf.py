@@ -242,6 +242,12 @@ class XRFDecoder(nn.Module):
 def _with_cls(config, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
     """The mask `(B, V)` of measured patches as the attention implementation wants it, CLS always visible."""
     if attention_mask is not None:
+        expected = (hidden_states.shape[0], hidden_states.shape[1] - 1)
+        if attention_mask.shape != expected:
+            raise ValueError(
+                f"attention_mask must have one entry per patch, {expected}, but has shape "
+                f"{tuple(attention_mask.shape)}; XRFFeatureExtractor returns it."
+            )
         attention_mask = nn.functional.pad(attention_mask.bool(), (1, 0), value=True)
     return create_bidirectional_mask(config=config, inputs_embeds=hidden_states, attention_mask=attention_mask)
 
@@ -362,7 +368,7 @@ class XRFForMaskedSpectrumModeling(XRFPreTrainedModel):
         if noise is None:
             noise = torch.rand(targets.shape[:2], device=targets.device)
         patch_ids, visible, mask, ids_restore = self._draw_mask(noise, attention_mask)
-        outputs = self.xrf(input_values, attention_mask=visible, patch_ids=patch_ids, **kwargs)
+        outputs = self.xrf(input_values, attention_mask=visible, patch_ids=patch_ids, return_dict=True, **kwargs)
         kwargs = {key: value for key, value in kwargs.items() if not key.startswith("output_")}
         reconstruction = self.decoder(outputs.last_hidden_state, patch_ids, visible, attention_mask, **kwargs)
         return XRFMaskedSpectrumModelingOutput(
@@ -482,7 +488,7 @@ class XRFForRegression(XRFPreTrainedModel):
                 reference values in each target's unit; NaN where not determined.
             input_ids, inputs_embeds: not used; peft's sequence classification wrapper passes them.
         """
-        outputs = self.xrf(input_values, attention_mask=attention_mask, **kwargs)
+        outputs = self.xrf(input_values, attention_mask=attention_mask, return_dict=True, **kwargs)
         head = self.head(outputs.pooler_output.to(self.head.weight.dtype)).float()
         standardized, log_variance = head, None  # (B, T)
         if self.config.regression_loss == "gaussian":
@@ -493,6 +499,11 @@ class XRFForRegression(XRFPreTrainedModel):
         upper = head.new_tensor([torch.inf if value is None else value for value in self.config.target_max])
         loss = None
         if labels is not None:
+            if labels.shape != standardized.shape:
+                raise ValueError(
+                    f"labels must have one column per target, {tuple(standardized.shape)}, but have shape "
+                    f"{tuple(labels.shape)}; put NaN where a target was not determined."
+                )
             loss = self._loss(standardized, log_variance, (labels.float() - mean) / std)
         return XRFRegressionOutput(
             loss=loss,

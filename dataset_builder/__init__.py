@@ -1,0 +1,35 @@
+"""Spectra from instrument files, tables and physics to an Arrow or Parquet corpus.
+
+Names are imported when they are first used, so `import dataset_builder` needs only numpy.
+"""
+
+from importlib import import_module
+
+from .spectrum import Spectrum, SpectrumFileError
+
+_MODULE_OF = {
+    "FIXED_COLUMNS": "features",
+    "row_to_spectrum": "features",
+    "spectra_to_table": "features",
+    "spectrum_features": "features",
+    "table_to_spectra": "features",
+    "ColumnMapping": "readers",
+    "iter_spectra": "readers",
+    "read_spectra": "readers",
+    "check_groups_separated": "splits",
+    "group_names": "splits",
+    "split_by_group": "splits",
+    "simulate_sediment_cores": "simulation",
+    "XRFBuilderConfig": "config",
+    "XRFDatasetBuilder": "builder",
+    "build_corpus": "corpus",
+    "push_corpus": "corpus",
+}
+
+__all__ = ["Spectrum", "SpectrumFileError", *_MODULE_OF]
+
+
+def __getattr__(name):
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)

@@ -1,0 +1,616 @@
+"""Pretrain an XRF model by masked spectrum modeling: from a corpus of unlabelled spectra to a model repository.
+
+One process, on the GPU where there is one:
+
+    accelerate launch scripts/run_msm.py --dataset corpora/cores --model_size base --mixed_precision bf16 \
+        --compile --output_dir runs/base
+
+On the CPU, from simulated sediment cores, in minutes:
+
+    accelerate launch --config_file scripts/configs/cpu.yaml scripts/run_msm.py --dataset simulated \
+        --model_size tiny --epochs 5 --batch_size 64 --learning_rate 1e-3 --output_dir runs/tiny
+
+Eight GPUs (batch_size counts the spectra of one process):
+
+    accelerate launch --config_file scripts/configs/eight_gpus.yaml scripts/run_msm.py --dataset org/corpus \
+        --model_size base --output_dir runs/base
+
+Two processes on the CPU (`accelerate launch` would start one only):
+
+    ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2 scripts/run_msm.py --dataset corpora/cores --model_size tiny \
+        --output_dir runs/tiny
+
+With `--resume` the same command continues an interrupted run from its last checkpoint, on the same data in the same
+order. `output_dir` gets the repository `model/`, `checkpoints/`, `figures/`, `history.jsonl`, `run.json` and `logs/`.
+"""
+
+import json
+import math
+import os
+import shlex
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from transformers import HfArgumentParser
+
+from command_line_xrf import run
+
+CARD_TEMPLATE = Path(__file__).resolve().parents[1] / "model_cards" / "pretrained.md"
+STATISTICS_SPECTRA = 50_000  # spectra that the corpus mean, and the `channel` scaling, are computed from
+FIGURE_SPECTRA = 3
+# A resumed run must agree with its checkpoint on these: they decide the model, the data and their order.
+FIXED_ON_RESUME = (
+    "dataset", "train_split", "streaming", "simulated_spectra", "simulated_cores", "scaling", "limit_to_tube_kv",
+    "model_size", "config_file", "model_name_or_path", "mask_ratio", "masked_loss_only", "batch_size",
+    "gradient_accumulation", "seed",
+)  # fmt: skip
+
+
+@dataclass
+class DataArguments:
+    dataset: str = field(metadata={"help": "corpus: a folder of Parquet files, a Hub id, or 'simulated'"})
+    train_split: str = field(default="train", metadata={"help": "split to learn from"})
+    validation_split: str = field(default="validation", metadata={"help": "split to measure on"})
+    streaming: bool = field(
+        default=False, metadata={"help": "read the training split while training, without storing it; needs max_steps"}
+    )
+    simulated_spectra: int = field(default=10_000, metadata={"help": "simulated: spectra in all splits"})
+    simulated_cores: int = field(default=50, metadata={"help": "simulated: sediment cores they are spread over"})
+    scaling: str | None = field(
+        default=None,
+        metadata={"help": "standardize, sqrt, log or channel; by default the checkpoint's, for a new model sqrt"},
+    )
+    limit_to_tube_kv: bool | None = field(
+        default=None,
+        metadata={"help": "leave out patches above the tube voltage; by default as the checkpoint, else true"},
+    )
+    workers: int = field(default=0, metadata={"help": "processes that load data, for each training process"})
+    pin_memory: bool = field(default=True, metadata={"help": "GPU: page-locked batches, which copy faster"})
+
+
+@dataclass
+class ModelArguments:
+    model_size: Literal["tiny", "small", "base", "large"] = field(
+        default="base", metadata={"help": "size of a new model"}
+    )
+    config_file: str | None = field(
+        default=None, metadata={"help": "JSON with fields of XRFMaskedConfig, which go before those of model_size"}
+    )
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "continue pretraining this model, a folder or a Hub id"}
+    )
+    mask_ratio: float | None = field(
+        default=None, metadata={"help": "share of the measured patches to hide; by default the configuration's, 0.5"}
+    )
+    masked_loss_only: bool | None = field(
+        default=None, metadata={"help": "loss on the masked patches only, or on all; by default the configuration's"}
+    )
+    compile: bool = field(default=False, metadata={"help": "compile the model with torch.compile"})
+
+
+@dataclass
+class TrainingArguments:
+    batch_size: int = field(default=256, metadata={"help": "spectra in a batch of one process"})
+    gradient_accumulation: int = field(default=1, metadata={"help": "batches in an optimiser step"})
+    epochs: float = field(default=100, metadata={"help": "passes over the training split"})
+    max_steps: int | None = field(default=None, metadata={"help": "optimiser steps, in place of epochs"})
+    learning_rate: float = field(default=1e-4, metadata={"help": "highest rate"})
+    min_learning_rate: float = field(default=0.0, metadata={"help": "rate of the last step"})
+    schedule: Literal["cosine", "linear", "constant"] = field(
+        default="cosine", metadata={"help": "how the rate falls after the warm-up"}
+    )
+    warmup_ratio: float = field(default=0.1, metadata={"help": "share of the steps in which the rate rises"})
+    warmup_steps: int | None = field(default=None, metadata={"help": "their number, in place of warmup_ratio"})
+    warmup_start_factor: float = field(default=0.0, metadata={"help": "rate of the first step, as a share; MAX: 0.5"})
+    weight_decay: float = field(default=0.0, metadata={"help": "of AdamW, for matrices"})
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95], metadata={"help": "the two betas of AdamW"})
+    gradient_clip: float = field(default=0.5, metadata={"help": "highest norm of the gradient; 0 does not clip"})
+    mixed_precision: str | None = field(
+        default=None, metadata={"help": "no, bf16 or fp16; by default what accelerate was launched with"}
+    )
+    seed: int = field(default=0, metadata={"help": "of the simulated corpus, initialisation, data order and masks"})
+
+
+@dataclass
+class OutputArguments:
+    output_dir: str = field(metadata={"help": "new or empty folder, or that of the run to resume"})
+    resume: bool = field(default=False, metadata={"help": "continue from the last checkpoint, if there is one"})
+    log_every: int = field(default=50, metadata={"help": "steps between lines of the log"})
+    validate_every: int = field(default=500, metadata={"help": "steps between validations; 0 never validates"})
+    checkpoint_every: int = field(default=1000, metadata={"help": "steps between checkpoints; one follows the last"})
+    keep_last: int = field(default=2, metadata={"help": "checkpoints to keep"})
+    trackers: list[str] = field(
+        default_factory=lambda: ["tensorboard"], metadata={"help": "trackers that accelerate knows, or none"}
+    )
+    logging_dir: str | None = field(default=None, metadata={"help": "of the trackers; by default output_dir/logs"})
+    push_to_hub: bool = field(default=False, metadata={"help": "push model/ to the Hub"})
+    hub_model_id: str | None = field(default=None, metadata={"help": "push: name of the repository, org/name"})
+    hub_private: bool = field(default=False, metadata={"help": "push: make a new repository private"})
+
+
+def check_arguments(data: DataArguments, model: ModelArguments, training: TrainingArguments, output: OutputArguments):
+    """Raise `ValueError` for options that are out of range or do not fit together, before anything is loaded."""
+    from accelerate.tracking import get_available_trackers
+    from huggingface_hub.utils import validate_repo_id
+
+    at_least_one = {
+        "batch_size": training.batch_size,
+        "gradient_accumulation": training.gradient_accumulation,
+        "max_steps": training.max_steps,
+        "log_every": output.log_every,
+        "checkpoint_every": output.checkpoint_every,
+        "keep_last": output.keep_last,
+    }
+    for name, value in at_least_one.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, but is {value}.")
+    not_negative = {
+        "workers": data.workers,
+        "min_learning_rate": training.min_learning_rate,
+        "warmup_steps": training.warmup_steps,
+        "weight_decay": training.weight_decay,
+        "gradient_clip": training.gradient_clip,
+        "validate_every": output.validate_every,
+    }
+    for name, value in not_negative.items():
+        if value is not None and not value >= 0:
+            raise ValueError(f"{name} must not be negative, but is {value}.")
+    for name, value in (("learning_rate", training.learning_rate), ("epochs", training.epochs)):
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} must be positive, but is {value}.")
+    shares = (("warmup_ratio", training.warmup_ratio), ("warmup_start_factor", training.warmup_start_factor))
+    for name, value in shares:
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} must lie in [0, 1], but is {value}.")
+    if model.mask_ratio is not None and not 0 < model.mask_ratio < 1:
+        raise ValueError(
+            f"mask_ratio must lie between 0 and 1, but is {model.mask_ratio}; hide some patches, not all."
+        )
+    if len(training.betas) != 2 or not all(0 <= beta < 1 for beta in training.betas):
+        raise ValueError(f"betas must be two numbers in [0, 1), but are {training.betas}; 0.9 0.95 is usual.")
+    if training.mixed_precision not in (None, "no", "bf16", "fp16"):
+        raise ValueError(f"mixed_precision must be no, bf16 or fp16, but is {training.mixed_precision!r}.")
+    if data.streaming and training.max_steps is None:
+        raise ValueError("The length of a stream is not known beforehand; give --max_steps.")
+    if model.config_file and model.model_name_or_path:
+        raise ValueError("Give config_file for a new model or model_name_or_path for one to continue, not both.")
+    available = sorted(str(tracker) for tracker in get_available_trackers())
+    for tracker in output.trackers:
+        if tracker not in available and output.trackers != ["none"]:
+            raise ValueError(f"The tracker {tracker!r} is not installed; use one of {', '.join(available)}, or none.")
+    if output.push_to_hub and output.hub_model_id is None:
+        raise ValueError("push_to_hub needs --hub_model_id org/name.")
+    if output.hub_model_id is not None:
+        validate_repo_id(output.hub_model_id)
+
+
+def simulated_corpus(num_spectra: int, num_cores: int, seed: int) -> str:
+    """Folder of a simulated corpus in the cache of datasets, built on first use."""
+    from datasets.config import HF_DATASETS_CACHE
+
+    from dataset_builder import XRFBuilderConfig, build_corpus
+
+    options = {"num_spectra": num_spectra, "num_cores": num_cores, "seed": seed}
+    name = XRFBuilderConfig(source="simulated", **options).name  # holds the version of the simulation
+    return str(build_corpus("simulated", Path(HF_DATASETS_CACHE) / "xrf_corpora" / name, **options))
+
+
+def build_model(arguments: ModelArguments):
+    """A new `XRFForMaskedSpectrumModeling`, or the checkpoint to continue from."""
+    import torch
+    from transformers import AutoConfig
+
+    from configuration_xrf import XRFMaskedConfig
+    from modeling_xrf import XRFForMaskedSpectrumModeling
+
+    options = {name: getattr(arguments, name) for name in ("mask_ratio", "masked_loss_only")}
+    options = {name: value for name, value in options.items() if value is not None}
+    source = arguments.model_name_or_path
+    if source is None:
+        fields = XRFMaskedConfig.from_size(arguments.model_size).to_dict()
+        if arguments.config_file is not None:
+            known = {*fields, *XRFMaskedConfig.__dataclass_fields__}
+            fields.update(read_config_file(arguments.config_file, known))
+        return XRFForMaskedSpectrumModeling(XRFMaskedConfig.from_dict({**fields, **options}))
+
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except ValueError:
+        config = None
+    if not isinstance(config, XRFMaskedConfig):
+        kind = "another architecture" if config is None else f"the architecture {config.model_type!r}"
+        raise ValueError(f"The checkpoint {source} is of {kind}; give one of the XRF family.")
+    model, report = XRFForMaskedSpectrumModeling.from_pretrained(
+        source, dtype=torch.float32, output_loading_info=True, **options
+    )
+    if report["missing_keys"]:
+        raise ValueError(f"The checkpoint {source} has no decoder to continue with; give a pretrained one.")
+    return model
+
+
+def read_config_file(path: str, known: set[str]) -> dict:
+    """The fields of a JSON file, all of them `known`."""
+    try:
+        fields = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"config_file {path} is not valid JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f'config_file {path} must hold an object of fields, such as {{"spectrum_length": 512}}.')
+    for name in fields:
+        if name not in known:
+            raise ValueError(f"config_file {path} has the field {name!r}, which XRFMaskedConfig does not; correct it.")
+    return fields
+
+
+def build_feature_extractor(data: DataArguments, checkpoint: str | None, config, rows):
+    """The feature extractor of the checkpoint, or one for the options; `channel` statistics come from `rows`."""
+    from feature_extraction_xrf import XRFFeatureExtractor
+    from training_xrf import channel_statistics, feature_batches, spread
+
+    options = {"scaling": data.scaling, "limit_to_tube_kv": data.limit_to_tube_kv}
+    options = {name: value for name, value in options.items() if value is not None}
+    if checkpoint is not None:
+        extractor = XRFFeatureExtractor.from_pretrained(checkpoint)
+        if all(getattr(extractor, name) == value for name, value in options.items()):
+            return extractor
+        options = {"scaling": extractor.scaling, "limit_to_tube_kv": extractor.limit_to_tube_kv, **options}
+    if options.get("scaling") == "channel":
+        length = config.spectrum_length
+        unscaled = {**options, "channel_mean": [0.0] * length, "channel_std": [1.0] * length}
+        batches = feature_batches(
+            spread(rows, STATISTICS_SPECTRA), XRFFeatureExtractor.for_config(config, **unscaled), data.train_split
+        )
+        mean, sd = channel_statistics(batches, config.patch_size)
+        options.update(channel_mean=mean.tolist(), channel_std=sd.tolist())
+    return XRFFeatureExtractor.for_config(config, **options)
+
+
+class Validation:
+    """Measures the model on the validation split, on every process its share, and draws a few reconstructions."""
+
+    def __init__(self, accelerator, data, training, extractor, config, train_rows):
+        from datasets.distributed import split_dataset_by_node
+
+        from training_xrf import (
+            cached_features,
+            channel_statistics,
+            feature_batches,
+            load_split,
+            reconstruction_targets,
+            spread,
+        )
+
+        self.accelerator, self.extractor = accelerator, extractor
+        self.batch_size, self.seed = training.batch_size, training.seed
+        with accelerator.local_main_process_first():
+            rows = load_split(data.dataset, data.validation_split)
+            features = cached_features(rows, extractor, data.validation_split)
+        share = split_dataset_by_node(features, accelerator.process_index, accelerator.num_processes)
+        self.share = share.with_format("torch")
+        self.examples = spread(features, FIGURE_SPECTRA).with_format("torch")[:]
+        self.titles = [spectrum_title(row) for row in spread(rows, FIGURE_SPECTRA).remove_columns("counts")]
+        batches = feature_batches(spread(train_rows, STATISTICS_SPECTRA), extractor, data.train_split)
+        self.corpus_mean, _ = channel_statistics(
+            ({**batch, "input_values": reconstruction_targets(batch["input_values"], config)} for batch in batches),
+            config.patch_size,
+        )
+
+    def measure(self, model) -> dict[str, float]:
+        """Error of the masked channels, and R2 against predicting the mean of the training spectra there."""
+        from training_xrf import reconstruction_errors
+
+        batches = self.share.iter(self.batch_size)
+        sums = reconstruction_errors(model, batches, self.corpus_mean, self.seed)
+        error, mean_error, number = self.accelerator.reduce(sums, "sum").tolist()
+        return {"validation_loss": error / number, "validation_r2": 1 - error / mean_error}
+
+    def draw(self, model, path: str) -> None:
+        import torch
+
+        from figures_xrf import plot_reconstructions
+        from training_xrf import mask_noise, reconstruction_targets
+
+        config = model.config
+        batch = {name: values.to(model.device) for name, values in self.examples.items()}
+        noise = mask_noise(batch["sample_id"], config.num_patches, self.seed, epoch=-1)
+        model.eval()
+        with torch.no_grad():
+            outputs = model(batch["input_values"], attention_mask=batch["attention_mask"], noise=noise)
+        model.train()
+        plot_reconstructions(
+            path,
+            self.extractor.energy_kev,
+            reconstruction_targets(batch["input_values"], config).cpu(),
+            outputs.reconstruction.float().cpu(),
+            outputs.mask.cpu(),
+            self.titles,
+            batch["attention_mask"].cpu(),
+            y_label="standardised counts" if config.normalize_patch_targets else "scaled counts",
+        )
+
+
+def spectrum_title(row: dict) -> str:
+    """What a row of a corpus says about where a spectrum was measured."""
+    if row.get("sample"):
+        return row["sample"]
+    depth = row.get("depth_mm")
+    return " ".join(filter(None, [row.get("core"), None if depth is None else f"{depth:g} mm"]))
+
+
+def render_card(model, extractor, options: dict, summary: dict) -> str:
+    """The model card: what was trained, on what, with which command, what came out, and on what hardware."""
+    from huggingface_hub import ModelCard, ModelCardData
+
+    local = options["dataset"] == "simulated" or Path(options["dataset"]).is_dir()
+    metadata = ModelCardData(
+        license="apache-2.0",
+        library_name="transformers",
+        pipeline_tag="feature-extraction",
+        tags=["xrf", "x-ray-fluorescence", "geochemistry", "masked-spectrum-modeling"],
+        datasets=None if local else [options["dataset"]],
+    )
+    card = ModelCard.from_template(
+        metadata,
+        template_path=str(CARD_TEMPLATE),
+        model=model,
+        config=model.config,
+        extractor=extractor,
+        options=options,
+        dataset_name=Path(options["dataset"]).name if local else options["dataset"],
+        summary=summary,
+    )
+    return str(card)
+
+
+def main(argv: list[str] | None = None):
+    parser = HfArgumentParser(
+        (DataArguments, ModelArguments, TrainingArguments, OutputArguments), description=__doc__.splitlines()[0]
+    )
+    arguments = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    check_arguments(*arguments)
+    data, model_arguments, training, output = arguments
+    options = {name: value for part in arguments for name, value in asdict(part).items()}
+
+    import datasets
+    import torch
+    import transformers
+    from accelerate import Accelerator, DataLoaderConfiguration
+    from accelerate.utils import (
+        GradientAccumulationPlugin,
+        ProjectConfiguration,
+        set_seed,
+    )
+    from torch.utils.data import DataLoader
+    from tqdm.auto import tqdm
+
+    import training_xrf
+    from figures_xrf import plot_training_curves
+    from files_xrf import claim_run_folder
+    from finetuning_xrf import provenance
+    from hub_xrf import push_repository, save_repository
+
+    folder = Path(output.output_dir)
+    trackers = [] if output.trackers == ["none"] else output.trackers
+    accelerator = Accelerator(
+        mixed_precision=training.mixed_precision,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=training.gradient_accumulation, sync_with_dataloader=False
+        ),
+        dataloader_config=DataLoaderConfiguration(
+            use_seedable_sampler=True, data_seed=training.seed, non_blocking=True
+        ),
+        log_with=trackers,
+        project_config=ProjectConfiguration(str(folder), logging_dir=output.logging_dir or str(folder / "logs")),
+    )
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if launched != accelerator.num_processes:
+        raise ValueError(
+            f"{launched} processes were launched, but accelerate sees {accelerator.num_processes}; on the CPU launch "
+            "with ACCELERATE_USE_CPU=1 torchrun."
+        )
+    on_terminal = accelerator.is_main_process and sys.stderr.isatty()
+    if not on_terminal:
+        datasets.disable_progress_bars()
+        transformers.utils.logging.disable_progress_bar()
+
+    # Load: the corpus, the model, and the features that the model will see.
+    if data.dataset == "simulated":
+        with accelerator.main_process_first():
+            data.dataset = simulated_corpus(data.simulated_spectra, data.simulated_cores, training.seed)
+    set_seed(training.seed)
+    model = build_model(model_arguments)
+    config = model.config
+    if training_xrf.num_visible_patches(config) < 1:
+        raise ValueError(f"mask_ratio {config.mask_ratio} leaves none of {config.num_patches} patches; lower it.")
+    with accelerator.local_main_process_first():
+        train_rows = training_xrf.load_split(data.dataset, data.train_split, data.streaming)
+    extractor = build_feature_extractor(data, model_arguments.model_name_or_path, config, train_rows)
+    loading = {"num_workers": data.workers, "pin_memory": data.pin_memory and accelerator.device.type == "cuda"}
+    global_batch_size = training.batch_size * training.gradient_accumulation * accelerator.num_processes
+    if data.streaming:
+        stream = training_xrf.SpectrumStream(
+            train_rows,
+            extractor,
+            data.train_split,
+            training.batch_size,
+            training.seed,
+            accelerator.process_index,
+            accelerator.num_processes,
+        )
+        loader = DataLoader(stream, batch_size=None, **loading)
+        total_steps = training.max_steps
+    else:
+        with accelerator.local_main_process_first():
+            features = training_xrf.cached_features(train_rows, extractor, data.train_split)
+        loader = accelerator.prepare(
+            DataLoader(
+                training_xrf.SpectrumBatches(features),
+                batch_size=training.batch_size,
+                shuffle=True,
+                drop_last=True,
+                collate_fn=training_xrf.whole_batch,
+                persistent_workers=data.workers > 0,
+                **loading,
+            )
+        )
+        if len(loader) == 0:
+            raise ValueError(
+                f"The split {data.train_split!r} has {len(features)} spectra, fewer than one batch on each of "
+                f"{accelerator.num_processes} processes; use a batch_size below {training.batch_size}."
+            )
+        epoch_steps = training.epochs * len(loader) / training.gradient_accumulation
+        total_steps = training.max_steps or max(1, round(epoch_steps))
+    validation = None
+    if output.validate_every:
+        validation = Validation(accelerator, data, training, extractor, config, train_rows)
+
+    # Prepare.
+    if accelerator.is_main_process:
+        claim_run_folder(folder, "run_msm.py", options, resume=output.resume)
+    accelerator.wait_for_everyone()
+    if model_arguments.compile:
+        model.compile(dynamic=False)
+    optimizer = torch.optim.AdamW(
+        training_xrf.parameter_groups(model, training.weight_decay),
+        lr=training.learning_rate,
+        betas=tuple(training.betas),
+        fused=accelerator.device.type == "cuda",
+    )
+    model, optimizer = accelerator.prepare(model, optimizer)
+    bare_model = accelerator.unwrap_model(model)
+    progress = {name: options[name] for name in FIXED_ON_RESUME} | {"processes": accelerator.num_processes}
+    first_step = 0
+    found = training_xrf.checkpoints(folder / "checkpoints") if output.resume else []
+    if found:
+        first_step = training_xrf.read_progress(found[-1], expected=progress)
+        accelerator.load_state(str(found[-1]))
+    first_batch = first_step * training.gradient_accumulation
+    if data.streaming:
+        batches = training_xrf.repeated_stream(loader, stream, accelerator.device, first_batch)
+    else:
+        batches = training_xrf.repeated_epochs(loader, first_batch)
+    history = training_xrf.History(folder / "history.jsonl", first_step) if accelerator.is_main_process else None
+    if trackers:
+        settings = {name: value if isinstance(value, (int, float)) else str(value) for name, value in options.items()}
+        accelerator.init_trackers("pretraining", settings)
+    warmup_steps = training.warmup_steps
+    if warmup_steps is None:
+        warmup_steps = round(training.warmup_ratio * total_steps)
+    precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
+    peak_flops = training_xrf.matrix_peak(accelerator.device, precision)
+    accelerator.print(
+        f"{bare_model.num_parameters():,} parameters, {total_steps} steps of {global_batch_size} spectra from step "
+        f"{first_step}, {accelerator.num_processes} process(es) on {accelerator.device.type}; 100 % of peak is "
+        f"{peak_flops:.3g} FLOP/s, measured on square {str(precision).removeprefix('torch.')} matrix products",
+        flush=True,
+    )
+    bar = tqdm(total=total_steps, initial=first_step, desc="pretraining", disable=not on_terminal)
+
+    def report(line: str):
+        if accelerator.is_main_process:
+            bar.write(line) if on_terminal else print(line, flush=True)
+
+    # Loop. Nothing in it waits for the GPU, except where a line is logged.
+    model.train()
+    interval_loss, interval_steps = torch.zeros((), device=accelerator.device), 0
+    interval_start = time.perf_counter()
+    for step in range(first_step + 1, total_steps + 1):
+        learning_rate = training_xrf.learning_rate_at(
+            step - 1,
+            total_steps,
+            training.learning_rate,
+            training.min_learning_rate,
+            warmup_steps,
+            training.warmup_start_factor,
+            training.schedule,
+        )
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        for _ in range(training.gradient_accumulation):
+            epoch, batch = next(batches)
+            noise = training_xrf.mask_noise(batch["sample_id"], config.num_patches, training.seed, epoch)
+            with accelerator.accumulate(model):
+                loss = model(batch["input_values"], attention_mask=batch["attention_mask"], noise=noise).loss
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    gradient_norm = accelerator.clip_grad_norm_(model.parameters(), training.gradient_clip or math.inf)
+                optimizer.step()
+                optimizer.zero_grad()
+            interval_loss += loss.detach() / training.gradient_accumulation
+        interval_steps += 1
+        bar.update()
+        last = step == total_steps
+
+        if step % output.log_every == 0 or last:
+            mean_loss = accelerator.reduce(interval_loss, "mean").item() / interval_steps
+            seconds = (time.perf_counter() - interval_start) / interval_steps
+            if not math.isfinite(mean_loss):
+                raise ValueError(
+                    f"The loss is {mean_loss} at step {step}; use a learning_rate below {training.learning_rate:g}."
+                )
+            spectra_per_s = global_batch_size / seconds
+            peak_per_s = peak_flops * accelerator.num_processes / training_xrf.training_flops(config)  # spectra
+            record = {
+                "step": step,
+                "epoch": epoch,
+                "loss": mean_loss,
+                "learning_rate": learning_rate,
+                "gradient_norm": gradient_norm.item(),
+                "spectra_per_s": spectra_per_s,
+                "share_of_peak": spectra_per_s / peak_per_s,
+            }
+            if accelerator.is_main_process:
+                history.add(record)
+            accelerator.log({name: value for name, value in record.items() if name != "step"}, step=step)
+            if on_terminal:
+                bar.set_postfix_str(training_xrf.log_line(record, total_steps, seconds * (total_steps - step)))
+            else:
+                report(training_xrf.log_line(record, total_steps, seconds * (total_steps - step)))
+            interval_loss, interval_steps = torch.zeros_like(interval_loss), 0
+            interval_start = time.perf_counter()
+
+        pause_start = time.perf_counter()
+        if validation is not None and (step % output.validate_every == 0 or last):
+            measured = validation.measure(bare_model)
+            if accelerator.is_main_process:
+                history.add({"step": step, **measured})
+                validation.draw(bare_model, str(folder / "figures" / "validation.png"))
+            accelerator.log(measured, step=step)
+            report(
+                f"step {step}: masked patches of {data.validation_split!r}: error {measured['validation_loss']:.5f}, "
+                f"R2 {measured['validation_r2']:.4f} against the corpus mean"
+            )
+        if step % output.checkpoint_every == 0 or last:
+            training_xrf.save_checkpoint(accelerator, folder / "checkpoints", step, progress, output.keep_last)
+        interval_start += time.perf_counter() - pause_start
+    bar.close()
+
+    # Save.
+    if accelerator.is_main_process:
+        plot_training_curves(str(folder / "figures" / "training.png"), history.records)
+        summary = {
+            "num_spectra": None if data.streaming else len(features),
+            "command": f"accelerate launch scripts/run_msm.py {shlex.join(sys.argv[1:] if argv is None else argv)}",
+            "processes": accelerator.num_processes,
+            "precision": str(precision).removeprefix("torch."),
+            "steps": total_steps,
+            "global_batch_size": global_batch_size,
+            "warmup_steps": warmup_steps,
+            "training": history.last("loss"),
+            "validation": history.last("validation_loss"),
+            **provenance(),
+        }
+        card = render_card(bare_model, extractor, options, summary)
+        with training_xrf.writing(folder / "model"):
+            save_repository(folder / "model", bare_model, extractor, card)
+        print(f"The model is in {folder / 'model'}.", flush=True)
+        if output.push_to_hub:
+            print(f"Pushed to {push_repository(folder / 'model', output.hub_model_id, private=output.hub_private)}.")
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,69 @@
+"""Splits by group."""
+
+import numpy as np
+import pytest
+
+from dataset_builder import check_groups_separated, group_names, split_by_group
+
+FRACTIONS = {"train": 0.8, "validation": 0.1, "test": 0.1}
+
+
+def random_groups(seed, num_groups=60):
+    rng = np.random.default_rng(seed)
+    groups = np.repeat([f"core {i}" for i in range(num_groups)], rng.integers(1, 40, num_groups))
+    rng.shuffle(groups)
+    return groups
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_group_is_on_two_sides_and_shares_are_met(seed):
+    groups = random_groups(seed)
+    splits = split_by_group(groups, FRACTIONS, seed)
+    check_groups_separated(groups, splits)
+    for name, fraction in FRACTIONS.items():
+        # The greedy assignment misses a share by less than the largest group.
+        assert abs((splits == name).sum() - fraction * len(groups)) < 40
+
+
+def test_assignment_does_not_depend_on_the_order_of_rows():
+    groups = random_groups(1)
+    order = np.random.default_rng(2).permutation(len(groups))
+    np.testing.assert_array_equal(
+        split_by_group(groups, FRACTIONS, 3)[order], split_by_group(groups[order], FRACTIONS, 3)
+    )
+
+
+def test_seed_changes_the_assignment():
+    groups = random_groups(1)
+    assert (split_by_group(groups, FRACTIONS, 0) != split_by_group(groups, FRACTIONS, 1)).any()
+
+
+def test_every_split_gets_a_group_when_there_are_few():
+    assert sorted(split_by_group(["a", "b", "c"], FRACTIONS, 0)) == ["test", "train", "validation"]
+
+
+def test_a_share_of_zero_stays_empty():
+    splits = split_by_group(random_groups(0), {"train": 0.9, "validation": 0.1, "test": 0.0}, 0)
+    assert set(splits) == {"train", "validation"}
+
+
+def test_fewer_groups_than_splits_is_refused():
+    with pytest.raises(ValueError, match="3 splits need at least as many .* there are 2"):
+        split_by_group(["a", "a", "b"], FRACTIONS, 0)
+
+
+@pytest.mark.parametrize("fractions", [{"train": 0.8, "test": 0.1}, {"train": 1.2, "test": -0.2}])
+def test_fractions_that_are_no_shares_are_refused(fractions):
+    with pytest.raises(ValueError, match="add up to 1"):
+        split_by_group(["a", "b"], fractions, 0)
+
+
+def test_the_group_is_the_core_or_else_the_sample():
+    assert group_names(["c1", None, "c1"], ["s1", "s2", "s3"]) == ["c1", "s2", "c1"]
+    with pytest.raises(ValueError, match="Row 1 has neither core nor sample"):
+        group_names(["c1", None], ["s1", None])
+
+
+def test_leakage_is_found_and_named():
+    with pytest.raises(ValueError, match="Group b is in the splits train and test"):
+        check_groups_separated(["a", "b", "b"], ["train", "train", "test"])
