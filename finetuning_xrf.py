@@ -494,12 +494,17 @@ def validation_metrics(target_names: Sequence[str]):
 
 
 class LogLines(TrainerCallback):
-    """One aligned line per epoch."""
+    """One aligned line per epoch: step, loss, and validation loss where there is one."""
+
+    loss = float("nan")  # until the first epoch is over
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if "loss" in logs or "eval_loss" in logs:
-            name, value = ("loss", logs["loss"]) if "loss" in logs else ("validation loss", logs["eval_loss"])
-            print(f"step {state.global_step:>6} of {state.max_steps}  {name:>15} {value:9.4f}", flush=True)
+        validated = "eval_loss" in logs
+        if "loss" in logs:
+            self.loss = logs["loss"]
+        if validated or ("loss" in logs and args.eval_strategy == "no"):
+            validation = f"  validation loss {logs['eval_loss']:9.4f}" if validated else ""
+            print(f"step {state.global_step:>6} of {state.max_steps}  loss {self.loss:9.4f}{validation}", flush=True)
 
 
 def shared_groups(training: LabelledSpectra, test: LabelledSpectra) -> int | None:

@@ -3,12 +3,21 @@
 import hashlib
 import json
 import logging
+import re
 import time
 from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCard, HfApi, ModelCard, get_token
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    DatasetCard,
+    HfApi,
+    ModelCard,
+    RepoCard,
+    get_token,
+)
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
@@ -25,9 +34,9 @@ CODE_FILES = [
     Path(module.__file__) for module in (configuration_xrf, modeling_xrf, feature_extraction_xrf, pipeline_xrf)
 ]
 
-# What a complete repository of each kind holds.
 CARD = "README.md"
 LOADING_FILES = ["preprocessor_config.json", *(file.name for file in CODE_FILES)]
+# What a complete repository of each kind holds.
 REQUIRED_FILES = {
     "model": ["config.json", "model*.safetensors", *LOADING_FILES, CARD],
     "adapter": ["adapter_config.json", "adapter_model.safetensors", "task/config.json", *LOADING_FILES, CARD],
@@ -40,7 +49,7 @@ REQUIRED_METADATA = {
     "dataset": ["tags"],
 }
 # Beside hidden files, what training leaves in a folder and nobody needs for loading.
-IGNORED_NAMES = ("*.part", "*.tmp", "*.lock", "*.pyc", "__pycache__", "checkpoint*", "logs", RUN_FILE)
+IGNORED_NAMES = ("*.part", "*.tmp", "*.lock", "*.pyc", "__pycache__", "checkpoint-*", "checkpoints", "logs", RUN_FILE)
 # Left over from an earlier push, these would be loaded beside or instead of the new ones.
 REPLACED_FILES = ("data/*.parquet", "*.safetensors", "*.safetensors.index.json")
 
@@ -157,7 +166,7 @@ def missing_files(folder: str | Path) -> list[str]:
     folder = Path(folder)
     present = [file.relative_to(folder).as_posix() for file in _files(folder)]
     required = REQUIRED_FILES[repository_kind(folder)]
-    return [pattern for pattern in required if not any(fnmatch(path, pattern) for path in present)]
+    return [pattern for pattern in required if not any(_matches(path, [pattern]) for path in present)]
 
 
 def repository_content(
@@ -186,30 +195,38 @@ def repository_content(
         )
     if base_model_id is not None and kind != "adapter":
         raise ValueError(f"base_model_id is for adapters only, but {folder} holds a {kind}; leave the option out.")
-    if kind == "adapter":
-        _set_base(content, folder, base_model_id)
-    _check_card(_read_text(content[CARD]), folder, kind)
-    token = get_token()
     for path, source in content.items():
-        if token and path.endswith((".md", ".json", ".py")) and token in _read_text(source):
-            raise ValueError(f"{folder / path} tells your Hub token; remove it there, and revoke it on the Hub.")
+        if path.endswith((".md", ".json", ".py")):
+            _check_no_token(_read_text(source), folder / path)
+    try:
+        loaded = (DatasetCard if kind == "dataset" else ModelCard)(_read_text(content[CARD]))
+    except Exception as error:  # YAML's own errors, or those of the card's class
+        raise ValueError(f"The metadata of {folder / CARD} cannot be read; mend its head ({error}).") from error
+    if kind == "adapter":
+        config = _hub_adapter_config(folder, base_model_id)
+        loaded.data.base_model = config["base_model_name_or_path"]
+        content["adapter_config.json"] = _json_bytes(config)
+        content[CARD] = loaded.content.encode()
+    _check_card(loaded, folder, kind)
     return content
 
 
-def _check_card(text: str, folder: Path, kind: str) -> None:
-    """The metadata by which the Hub lists a repository and finds the code to load it."""
-    try:
-        data = (DatasetCard if kind == "dataset" else ModelCard)(text).data
-    except Exception as error:  # YAML's own errors, or the card class's
-        raise ValueError(f"The metadata of {folder / CARD} cannot be read; mend its head ({error}).") from error
-    missing = [name for name in REQUIRED_METADATA[kind] if not data.get(name)]
+def _check_card(card: RepoCard, folder: Path, kind: str) -> None:
+    """The metadata by which the Hub lists a repository and finds the library that loads it."""
+    missing = [name for name in REQUIRED_METADATA[kind] if not card.data.get(name)]
     if missing:
         raise ValueError(f"The metadata of {folder / CARD} lacks {', '.join(missing)}; add it at the top of the file.")
 
 
-def _set_base(content: dict[str, Path | bytes], folder: Path, base_model_id: str | None) -> None:
-    """Name an adapter's base by its Hub id in the configuration and the card that go up, not in the folder."""
-    config = json.loads(_read_text(content["adapter_config.json"]))
+def _check_no_token(text: str, file: Path) -> None:
+    token = get_token()
+    if (token and token in text) or re.search(r"\bhf_[A-Za-z0-9]{30,}\b", text):
+        raise ValueError(f"{file} tells a Hub token; remove it there, and revoke it on the Hub.")
+
+
+def _hub_adapter_config(folder: Path, base_model_id: str | None) -> dict:
+    """The adapter's configuration, its base named by a Hub id."""
+    config = json.loads(_read_text(folder / "adapter_config.json"))
     if base_model_id is not None:
         _check_repo_id(base_model_id)
         config.update(base_model_name_or_path=base_model_id, revision=None)
@@ -219,10 +236,7 @@ def _set_base(content: dict[str, Path | bytes], folder: Path, base_model_id: str
             f"The adapter {folder} was trained on the local folder {base!r}, where nobody else can load it from; push "
             "that base first, then name it with --base_model_id org/name."
         )
-    card = ModelCard(_read_text(content[CARD]))
-    card.data.base_model = base
-    content["adapter_config.json"] = json.dumps(config, indent=2, sort_keys=True).encode()
-    content[CARD] = card.content.encode()
+    return config
 
 
 def _with_base_revision(api: HfApi, adapter_config: bytes, folder: Path) -> bytes:
@@ -238,7 +252,7 @@ def _with_base_revision(api: HfApi, adapter_config: bytes, folder: Path) -> byte
             "token may not see it; push the base first, or name another with --base_model_id org/name."
         ) from error
     _check_same_weights(info, folder)
-    return json.dumps({**config, "revision": info.sha}, indent=2, sort_keys=True).encode()
+    return _json_bytes({**config, "revision": info.sha})
 
 
 def _check_same_weights(info, folder: Path) -> None:
@@ -297,9 +311,13 @@ def _files(folder: Path) -> list[Path]:
     ]
 
 
-def _matches(name: str, patterns) -> bool:
-    return any(fnmatch(name, pattern) for pattern in patterns)
+def _matches(path: str, patterns) -> bool:
+    return any(fnmatch(path, pattern) and path.count("/") == pattern.count("/") for pattern in patterns)
 
 
 def _read_text(source: Path | bytes) -> str:
     return source.decode() if isinstance(source, bytes) else source.read_text(encoding="utf-8")
+
+
+def _json_bytes(content: dict) -> bytes:
+    return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()

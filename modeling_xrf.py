@@ -26,7 +26,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, find_adapter_config_file
+from transformers.utils import ModelOutput, TransformersKwargs, find_adapter_config_file, logging
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -459,6 +459,8 @@ class XRFForRegression(XRFPreTrainedModel):
         config = cls.config_class.from_pretrained(adapter, subfolder="task", **adapter_hub)
         peft_config = PeftConfig.from_pretrained(adapter, **adapter_hub)
         kwargs = {**kwargs, "config": config, "revision": peft_config.revision}
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()  # the base has no head; that it is missing is no news, the adapter brings it
         try:
             base = super().from_pretrained(peft_config.base_model_name_or_path, **kwargs)
         except OSError as error:
@@ -466,6 +468,8 @@ class XRFForRegression(XRFPreTrainedModel):
                 f"The adapter {adapter} was trained on {peft_config.base_model_name_or_path!r}, which could not be "
                 f"loaded; make that repository available ({str(error).splitlines()[0]})"
             ) from error
+        finally:
+            logging.set_verbosity(verbosity)
         return PeftModel.from_pretrained(base, adapter, **adapter_hub).merge_and_unload()
 
     @can_return_tuple

@@ -404,24 +404,20 @@ def num_visible_patches(config: XRFMaskedConfig) -> int:
 def training_flops(config: XRFMaskedConfig) -> int:
     """Floating-point operations of one spectrum in a pretraining step, a multiply-add counted as two.
 
-    Per token and block: 8 d^2 for the four projections, 4 d f for the feed-forward layers of width f, 4 n d for
-    attention over n tokens; the encoder sees the visible patches, the decoder all, each with CLS; the backward pass
-    costs twice the forward pass. Embedding, bridge and head, 0.3 % of `base`, are left out.
+    Per token and block of width d: 8 d^2 for the four projections, 4 d f for feed-forward layers of width f, 4 n d for
+    attention over n tokens. The encoder sees the visible patches, the decoder all, each with CLS; patch embedding, the
+    map between the two, and the head come on top. The backward pass costs twice the forward pass.
     """
 
     def blocks(layers: int, tokens: int, width: int, intermediate: int) -> int:
         return layers * tokens * (8 * width**2 + 4 * width * intermediate + 4 * tokens * width)
 
-    encoder = blocks(
-        config.num_hidden_layers, num_visible_patches(config) + 1, config.hidden_size, config.intermediate_size
-    )
-    decoder = blocks(
-        config.decoder_num_hidden_layers,
-        config.num_patches + 1,
-        config.decoder_hidden_size,
-        config.decoder_intermediate_size,
-    )
-    return 3 * (encoder + decoder)
+    visible, patches, patch_size = num_visible_patches(config), config.num_patches, config.patch_size
+    width, decoder_width = config.hidden_size, config.decoder_hidden_size
+    encoder = blocks(config.num_hidden_layers, visible + 1, width, config.intermediate_size)
+    decoder = blocks(config.decoder_num_hidden_layers, patches + 1, decoder_width, config.decoder_intermediate_size)
+    ends = visible * patch_size * width + (visible + 1) * width * decoder_width + patches * decoder_width * patch_size
+    return 3 * (encoder + decoder + 2 * ends)
 
 
 def matrix_peak(device: torch.device, dtype: torch.dtype, least_seconds: float = 0.1) -> float:

@@ -83,7 +83,8 @@ def read_state_dict(path: str) -> dict:
         state_dict = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path} holds more than tensors, so loading it could run code; save its bare state dict and convert that."
+            f"{path} does not hold tensors alone, and loading anything else could run code; save the model's bare "
+            "state dict and convert that."
         ) from error
     except (EOFError, RuntimeError) as error:
         raise ValueError(f"{path} is not a complete PyTorch checkpoint; download it again.") from error
@@ -144,9 +145,9 @@ def convert(state_dict: dict, table: dict) -> dict:
     """The tensors under our names, in single precision, with `qkv` split and the convolution as a linear map."""
     converted = {}
     for name, (our_name, _) in table.items():
-        tensor = state_dict[name].float()
         if our_name is None:
             continue
+        tensor = state_dict[name].float()
         if ".qkv." in our_name:
             for letter, part in zip("qkv", tensor.chunk(3)):
                 converted[our_name.replace("qkv", f"{letter}_proj")] = part.clone()
@@ -164,20 +165,12 @@ def load_max_model(path: str, arguments: ConversionArguments):
         ValueError: the file holds code or no state dict, tensors do not fit, or the target's description is missing.
     """
     from configuration_xrf import XRFMaskedConfig
-    from modeling_xrf import XRFForMaskedSpectrumModeling, XRFForRegression, sine_cosine_positions
+    from modeling_xrf import XRFForMaskedSpectrumModeling, XRFForRegression
 
     state_dict = read_state_dict(path)
     table = tensor_table(state_dict)
     sizes = infer_sizes(state_dict, table)
     check_tensors(path, state_dict, table, sizes)
-    for name in {"pos_embed", "decoder_pos_embed"} & table.keys():
-        positions = state_dict[name][0].float()
-        difference = (positions - sine_cosine_positions(len(positions) - 1, positions.shape[1])).abs().max().item()
-        if not difference <= POSITION_TOLERANCE:
-            raise ValueError(
-                f"{name} of {path} must be the fixed sine-cosine table, but differs from it by up to "
-                f"{difference:.2g}; convert a checkpoint that kept it."
-            )
     fields = {
         "spectrum_length": (sizes["positions"] - 1) * sizes["patch"],
         "patch_size": sizes["patch"],
@@ -214,9 +207,25 @@ def load_max_model(path: str, arguments: ConversionArguments):
             "decoder_intermediate_size": sizes["decoder mlp"],
             "mask_ratio": 0.5,
         }
-    model = model_class(XRFMaskedConfig(**fields)).eval()
+    config = XRFMaskedConfig(**fields)
+    check_positions(path, state_dict, table)
+    model = model_class(config).eval()
     model.load_state_dict(convert(state_dict, table))
     return model
+
+
+def check_positions(path: str, state_dict: dict, table: dict) -> None:
+    """Raise a `ValueError` if a position table is not the fixed one, which our models compute and do not store."""
+    from modeling_xrf import sine_cosine_positions
+
+    for name in (name for name, (our_name, _) in table.items() if our_name is None):
+        positions = state_dict[name][0].float()
+        difference = (positions - sine_cosine_positions(len(positions) - 1, positions.shape[1])).abs().max().item()
+        if not difference <= POSITION_TOLERANCE:
+            raise ValueError(
+                f"{name} of {path} must be the fixed sine-cosine table, but differs from it by up to "
+                f"{difference:.2g}; convert a checkpoint that kept it."
+            )
 
 
 def render_card(model, checkpoint_name: str) -> str:

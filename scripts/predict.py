@@ -155,7 +155,9 @@ def load_model(name: str, device: str | None):
     if find_adapter_config_file(name) is None:
         config, _ = XRFMaskedConfig.get_config_dict(name)
         if config.get("model_type") != XRFMaskedConfig.model_type:
-            raise ValueError(f"{name} is a model of another architecture ({config.get('model_type')}); give an XRF model.")
+            raise ValueError(
+                f"{name} is a model of another architecture ({config.get('model_type')}); give an XRF model."
+            )
         if not config.get("target_names"):
             raise ValueError(f"The model {name} is pretrained only and has no targets; fine-tune it on labels first.")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -239,7 +241,9 @@ def output_schema(config):
     names = [name for name, _ in fields]
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"The output would have two columns {name}; rename the target in the model's config.json.")
+            raise ValueError(
+                f"The output would have two columns {name}; rename the target in the model's config.json."
+            )
     return pa.schema(fields)
 
 

@@ -70,7 +70,9 @@ def render_card(folder: Path, kind: str, repo_id: str, base_model_id: str | None
     task = folder / ("task/config.json" if kind == "adapter" else "config.json")
     config = json.loads(task.read_text(encoding="utf-8"))
     if kind == "adapter" and base_model_id is None:
-        base_model_id = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+        base_model_id = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))[
+            "base_model_name_or_path"
+        ]
     card_data = ModelCardData(
         license="apache-2.0",
         library_name="peft" if kind == "adapter" else "transformers",

@@ -84,9 +84,6 @@ class MethodArguments:
         default="lora",
         metadata={"help": "low-rank updates, all weights, or a ridge regression on the frozen embedding"},
     )
-    head_start: Literal["probe", "mean"] = field(
-        default="probe", metadata={"help": "lora, full: the head starts as the ridge regression, or as the mean"}
-    )
     lora_rank: int = field(default=8, metadata={"help": "lora: rank of the updates"})
     lora_alpha: float = field(default=16, metadata={"help": "lora: the updates are scaled by alpha / rank"})
     lora_dropout: float = field(default=0.0, metadata={"help": "lora: share of inputs an update does not see"})
@@ -218,16 +215,16 @@ def load_spectra(data: DataArguments, early_stopping: bool, feature_extractor) -
 
 
 def start_model(encoder, spectra: Spectra, units: list[str], model: ModelArguments, targets, training):
-    """A new model around the pretrained encoder, ready to be trained; for the method `probe`, ready to predict."""
+    """A new model around the pretrained encoder, whose head is a ridge regression on the embeddings of the labelled
+    spectra: the result of the method `probe`, and where the others start (Kumar et al. 2022, arXiv 2202.10054)."""
     import finetuning_xrf
 
     adapted = finetuning_xrf.regression_model(
         encoder, targets, units, spectra.fitted.labels, model.pooling, model.regression_loss
     )
-    if training.method == "probe" or training.head_start == "probe":
-        embeddings = finetuning_xrf.embed(adapted, spectra.fitted, EVALUATION_BATCH_SIZE)
-        probe = finetuning_xrf.fit_probe(embeddings, spectra.fitted.labels, spectra.fitted.groups)
-        finetuning_xrf.write_probe(adapted, probe)
+    embeddings = finetuning_xrf.embed(adapted, spectra.fitted, EVALUATION_BATCH_SIZE)
+    probe = finetuning_xrf.fit_probe(embeddings, spectra.fitted.labels, spectra.fitted.groups)
+    finetuning_xrf.write_probe(adapted, probe)
     if training.method == "lora":
         adapted = finetuning_xrf.lora_model(
             adapted, training.lora_rank, training.lora_alpha, training.lora_dropout, training.lora_targets
@@ -236,7 +233,8 @@ def start_model(encoder, spectra: Spectra, units: list[str], model: ModelArgumen
 
 
 def fine_tune(model, spectra: Spectra, training: MethodArguments, seed: int, folder: Path, logging_dir: Path | None):
-    """Train a model in place; where something stops the training, keep the weights of the lowest validation loss.
+    """Train a model in place; with spectra that stop the training, keep the weights of the lowest loss on them, which
+    may be those it started with.
 
     Args:
         folder: for checkpoints; it is gone afterwards.
@@ -258,6 +256,7 @@ def fine_tune(model, spectra: Spectra, training: MethodArguments, seed: int, fol
         callbacks.append(transformers.EarlyStoppingCallback(early_stopping_patience=training.patience))
         stopping = {
             "eval_strategy": "epoch",
+            "eval_on_start": True,
             "save_strategy": "best",
             "load_best_model_at_end": True,
             "metric_for_best_model": "loss",
@@ -282,6 +281,7 @@ def fine_tune(model, spectra: Spectra, training: MethodArguments, seed: int, fol
             lr_scheduler_type="cosine",
             warmup_steps=training.warmup,
             max_grad_norm=training.gradient_clip,
+            use_cpu=not torch.cuda.is_available(),
             bf16=training.mixed_precision == "bf16",
             seed=seed,
             label_names=["labels"],
@@ -300,13 +300,19 @@ def fine_tune(model, spectra: Spectra, training: MethodArguments, seed: int, fol
         optimizers=(torch.optim.AdamW(groups, lr=training.learning_rate), None),
     )
     trainer.remove_callback(transformers.PrinterCallback)
+    start = {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
     trainer.train()
-    history, state = trainer.state.log_history, trainer.state
+    shutil.rmtree(folder, ignore_errors=True)
+    state, history = trainer.state, trainer.state.log_history
     losses = [record[name] for record in history for name in ("loss", "eval_loss") if name in record]
     if not all(loss < float("inf") for loss in losses):
         raise ValueError(f"The loss is no longer a number; lower the learning rate from {training.learning_rate:g}.")
-    shutil.rmtree(folder, ignore_errors=True)
-    return history, state.best_global_step or state.global_step
+    if spectra.stopping is None:
+        return history, state.global_step
+    if history[0]["eval_loss"] <= state.best_metric:
+        model.load_state_dict(start, strict=False)
+        return history, 0
+    return history, state.best_global_step
 
 
 def measure(model, method: str, baselines: dict, spectra: Spectra, folder: Path) -> tuple[list[dict], list[str]]:

@@ -220,7 +220,7 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(refused, tmp_path):
             torch.save({"weight": torch.ones(2), "extra": Malicious()}, checkpoint)
         else:
             checkpoint.write_bytes(content)
-        assert "could run code" in refused(None)
+        assert "does not hold tensors alone" in refused(None)
         assert not trace.exists()
 
 
@@ -249,6 +249,11 @@ def test_options_that_do_not_fit_the_checkpoint_are_refused(refused, tmp_path):
     message = refused(small_regressor().state_dict(), *SMALL_HEADS, "--target_name", "CaCO3", "--target_mean", "3")
     assert "is a regressor" in message and "--target_std" in message
     assert "hidden_size (32) must be even" in refused(None, "--num_attention_heads", "12", *TARGET)
+    (tmp_path / "checkpoint.pth").unlink()
+    odd = MaxRegressor(23.5, 26.25, **{**SMALL, "width": 33, "heads": 3}).state_dict()
+    assert "hidden_size (33) must be even" in refused(odd, "--num_attention_heads", "3", *TARGET)
+    (tmp_path / "checkpoint.pth").unlink()
+    torch.save(small_regressor().state_dict(), tmp_path / "checkpoint.pth")
     assert "num_attention_heads must be at least 1" in refused(None, "--num_attention_heads", "0", *TARGET)
     assert "target_std of CaCO3 must be positive" in refused(None, *SMALL_HEADS, *TARGET[:-1], "0")
     (tmp_path / "checkpoint.pth").unlink()

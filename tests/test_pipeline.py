@@ -26,7 +26,7 @@ TARGETS = {
     "target_names": ["CaCO3", "TOC"],
     "target_units": ["wt%", "mg/g"],
     "target_mean": [60.0, 2.0],
-    "target_std": [20.0, 1.5],
+    "target_std": [10.0, 1.5],
     "target_min": [0.0, 0.0],
     "target_max": [100.0, None],
 }

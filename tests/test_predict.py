@@ -1,6 +1,7 @@
 """scripts/predict.py: tables of predictions from files, folders and tables of spectra."""
 
 import csv
+import errno
 import importlib.util
 import json
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -134,7 +136,13 @@ def save_wide_csv(path, counts, prefix="", **columns):
 
 
 def save_s1pxrf(path, counts, label):
-    header = ["Bruker AXS Handheld - S1PXRF Spectrum", "HV ADC,10", "eV per channel,20", f"Label,{label}"]
+    header = [
+        "Bruker AXS Handheld - S1PXRF Spectrum",
+        "HV ADC,10",
+        "eV per channel,20",
+        f"Label,{label}",
+        "Operator,Kim",
+    ]
     lines = [f"{channel},{int(number)}" for channel, number in enumerate(counts)]
     path.write_text("\r".join([*header, "Channel#,Intensity", *lines]) + "\r")
     return path
@@ -217,6 +225,7 @@ def test_folder_of_several_formats(predict, repository, counts, tmp_path):
     assert list(table["file"]) == [str(folder / name) for name in files]
     assert list(table["index"]) == [0, 1, 2, 0, 0, 0]
     assert list(table["sample"][3:]) == ["first", "second", "first"]
+    assert [json.loads(text)["Operator"] for text in table["metadata"][3:]] == ["Kim"] * 3
     check_values(table[:3], repository, counts[3:6])
     check_values(table[3:], repository, counts[[1, 2, 1]], gain_kev=0.02, offset_kev=0.0, tube_kv=10.0)
 
@@ -438,27 +447,41 @@ def test_spectra_are_read_as_they_are_needed(predict, script, repository, counts
     assert events == ["read"] * 8 + ["predict"] + ["read"] * 8 + ["predict"] + ["read"] * 4 + ["predict"]
 
 
+MEASURE_PEAKS = """
+import resource, runpy, sys
+model, *inputs = sys.argv[1:]
+for source in inputs:
+    sys.argv = ["predict.py", model, source, "--output", source + ".csv"]
+    runpy.run_path("scripts/predict.py", run_name="__main__")
+    print("PEAK_KIB", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
 @one_head
 def test_memory_does_not_grow_with_the_input(repository, tmp_path):
-    """Peak memory for 3,000 spectra of 2,000 channels (46 MiB as the reader holds them) is that for 300."""
-    code = (
-        "import resource, runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__'); "
-        "print('PEAK_KIB', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-    )
-    peaks_mib = []
+    """3,000 spectra of 2,000 channels (46 MiB as the reader holds them) need no more than 300."""
+    table = corpus_table(np.tile(make_counts(100), (3, 4)))
     for copies in (1, 10):
-        source = tmp_path / f"corpus_{copies}.parquet"
-        table = corpus_table(np.tile(make_counts(100), (3, 4)))
-        with pq.ParquetWriter(source, table.schema) as writer:
+        with pq.ParquetWriter(tmp_path / f"{copies}.parquet", table.schema) as writer:
             for _ in range(copies):
                 writer.write_table(table, row_group_size=100)
-        output = tmp_path / f"out_{copies}.parquet"
-        command = [sys.executable, "-c", code, "scripts/predict.py", repository, source, "--output", output]
-        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        assert result.returncode == 0, result.stderr
-        assert pq.read_metadata(output).num_rows == 300 * copies
-        peaks_mib.append(int(result.stdout.rsplit(maxsplit=1)[1]) / 1024)
-    assert peaks_mib[1] - peaks_mib[0] < 20
+    command = [sys.executable, "-c", MEASURE_PEAKS, repository, tmp_path / "1.parquet", tmp_path / "10.parquet"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert len(read(tmp_path / "10.parquet.csv")) == 3000
+    small, large = [int(line.split()[1]) for line in result.stdout.splitlines() if line.startswith("PEAK_KIB")]
+    assert (large - small) / 1024 < 20, f"{small / 1024:.0f} MiB for 300 spectra, {large / 1024:.0f} MiB for 3,000"
+
+
+@one_head
+def test_a_full_disk_leaves_nothing(refuses, repository, counts, tmp_path, monkeypatch):
+    class FullDisk(pyarrow.csv.CSVWriter):
+        def write_table(self, table):
+            raise OSError(errno.ENOSPC, "No space left on device", "out.csv")
+
+    monkeypatch.setattr(pyarrow.csv, "CSVWriter", FullDisk)
+    source = save_npz(tmp_path / "scan.npz", counts)
+    refuses("No space left on device: out.csv", repository, source, "--output", tmp_path / "out.csv")
 
 
 def test_help_is_quick(run_script):

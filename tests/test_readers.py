@@ -221,6 +221,13 @@ def test_wide_csv_with_a_mapping(tmp_path):
     assert first.gain_kev == 0.02
 
 
+def test_further_columns_of_a_wide_csv_become_metadata(tmp_path):
+    (tmp_path / "a.csv").write_text(TABLE.replace("id;", "operator;cruise;id;").replace("a;C1", "Ada;7;a;C1").replace(
+        "b;C1", ";7;b;C1"))  # fmt: skip
+    first, second = read_spectra(tmp_path / "a.csv", MAPPING)
+    assert (first.metadata, second.metadata) == ({"operator": "Ada", "cruise": "7"}, {"cruise": "7"})
+
+
 def test_wide_parquet_equals_wide_csv(tmp_path):
     import pandas as pd
 

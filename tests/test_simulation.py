@@ -293,11 +293,11 @@ def test_history_has_unit_variance_and_exponential_memory():
         assert (history[0] * history[lag]).mean() == pytest.approx(math.exp(-10 * lag / 200), abs=0.03)
 
 
-def test_a_thousand_spectra_take_seconds():
-    start = time.perf_counter()
+def test_a_thousand_spectra_take_about_a_second_of_processor_time():
+    start = time.process_time()
     number = len(counts_of(num_spectra=2000, num_cores=10, seed=0))
-    # 3,700 spectra/s were measured on one core; the bound only catches a collapse on a busy machine.
-    assert number / (time.perf_counter() - start) > 300
+    # 3,700 spectra/s were measured on one core; the bound only catches a collapse.
+    assert number / (time.process_time() - start) > 500
 
 
 def test_mean_spectrum_resembles_measured_sediment(real_data):

@@ -162,7 +162,11 @@ def _corpus_rows(path, frame, first_row, on_reject):
 
 
 def _none_if_missing(value):
-    return None if isinstance(value, float) and np.isnan(value) else value
+    return None if _is_missing(value) else value
+
+
+def _is_missing(value):
+    return value is None or (isinstance(value, float) and np.isnan(value))
 
 
 class _Layout:
@@ -180,6 +184,8 @@ class _Layout:
                 raise SpectrumFileError(
                     path, f"the mapped column {column!r} must be there; found {_shortened(names)}."
                 )
+        used = {*self.channels, *self.columns.values(), *self.mapping.targets.values()}
+        self.further = [name for name in names if name not in used]  # kept as metadata: nothing is lost
 
     def _channel_columns(self, names):
         channels = self.mapping.channels
@@ -206,7 +212,7 @@ class _Layout:
         """Spectra of a chunk."""
         frame = frame.rename(columns=str)
         counts = self._counts(frame, first_row)
-        others = frame[[*self.columns.values(), *self.mapping.targets.values()]].to_dict("records")
+        others = frame[[*self.columns.values(), *self.mapping.targets.values(), *self.further]].to_dict("records")
         for i, row in enumerate(others):
             place = f"row {first_row + i}"
             try:
@@ -235,8 +241,9 @@ class _Layout:
         for name, column in self.columns.items():
             if name in NUMBER_FIELDS:
                 fields[name] = optional_number(self.path, f"{place}, column {column}", row[column], name)
-            elif row[column] is not None and row[column] == row[column]:  # a missing text is NaN, unequal to itself
+            elif not _is_missing(row[column]):
                 fields[name] = str(row[column])
+        fields["metadata"] = {name: str(row[name]) for name in self.further if not _is_missing(row[name])}
         targets = {
             name: optional_number(self.path, f"{place}, column {column}", row[column], name)
             for name, column in self.mapping.targets.items()

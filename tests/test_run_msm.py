@@ -1,0 +1,636 @@
+"""`scripts/run_msm.py` as a user runs it, on corpora and models small enough for seconds.
+
+Most runs call the script's `main` in this process; those that need a launcher or an exit code start one.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import pty
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from huggingface_hub import HfApi, ModelCard
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoFeatureExtractor, AutoModel, AutoModelForPreTraining
+
+from configuration_xrf import XRFMaskedConfig
+from dataset_builder import Spectrum, spectra_to_table
+from modeling_xrf import XRFForRegression
+from training_xrf import mask_noise
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = {
+    "spectrum_length": 128, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "intermediate_size": 64, "decoder_hidden_size": 32, "decoder_num_hidden_layers": 1,
+    "decoder_num_attention_heads": 2, "decoder_intermediate_size": 64,
+}  # fmt: skip
+STEPS = 6
+LOG_LINE = re.compile(
+    r"step +\d+/\d+  loss +[\d.]+  rate [\d.e+-]+  gradient norm +[\d.]+ +[\d.]+ spectra/s +[\d.]+ % of peak"
+    r" +\d+:\d\d:\d\d left"
+)
+
+
+def load_script():
+    spec = importlib.util.spec_from_file_location("run_msm", ROOT / "scripts" / "run_msm.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+run_msm = load_script()
+
+
+def spectra(number, seed, tube_kv=10.0):
+    """Two peaks of varying height on a flat background, 128 channels of 20 eV."""
+    generator = np.random.default_rng(seed)
+    channels = np.arange(128)
+    peaks = np.stack([np.exp(-0.5 * ((channels - centre) / 4) ** 2) for centre in (40, 90)])
+    heights = generator.gamma(2.0, 200.0, (number, 2))
+    counts = generator.poisson(20 + heights @ peaks)
+    return [
+        Spectrum(row, gain_kev=0.02, offset_kev=0.0, tube_kv=tube_kv, core=f"C-{index % 5}", depth_mm=10.0 * index)
+        for index, row in enumerate(counts)
+    ]
+
+
+def write_corpus(folder, **splits):
+    (folder / "data").mkdir(parents=True)
+    for name, rows in splits.items():
+        pq.write_table(spectra_to_table(rows), folder / "data" / f"{name}-00000-of-00001.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpora") / "peaks"
+    return write_corpus(folder, train=spectra(48, 0), validation=spectra(17, 1), other=spectra(20, 2))
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("configuration") / "small.json"
+    path.write_text(json.dumps(SMALL))
+    return path
+
+
+@pytest.fixture(scope="module")
+def pretrain(corpus, config_file, tmp_path_factory):
+    """`pretrain(seed=1, resume=True, ...)` runs the script and returns its folder; `None` leaves a default out."""
+
+    def run(**options):
+        options = {
+            "dataset": corpus, "config_file": config_file, "batch_size": 8, "max_steps": STEPS, "learning_rate": 1e-2,
+            "log_every": 1, "validate_every": 0, "trackers": "none", **options,
+        }  # fmt: skip
+        options.setdefault("output_dir", tmp_path_factory.mktemp("runs") / "run")
+        argv = []
+        for name, value in options.items():
+            if value is not None:
+                values = value if isinstance(value, (list, tuple)) else [value]
+                argv += [f"--{name}", *map(str, values)]
+        try:
+            run_msm.main(argv)
+        finally:
+            AcceleratorState._reset_state(reset_partial_state=True)
+            GradientState._reset_state()
+        return Path(options["output_dir"])
+
+    return run
+
+
+def records(folder, name="loss"):
+    """Values of one quantity over the steps."""
+    lines = (folder / "history.jsonl").read_text().splitlines()
+    return [record[name] for record in map(json.loads, lines) if name in record]
+
+
+def weights(folder):
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def saved_config(folder):
+    return json.loads((folder / "model" / "config.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def baseline(pretrain):
+    """The run that all others differ from by one option."""
+    return pretrain(validate_every=4)
+
+
+# --- what a run leaves ---
+
+
+def test_run_leaves_a_repository_a_history_and_figures(baseline):
+    assert sorted(path.name for path in baseline.iterdir()) == [
+        "checkpoints", "figures", "history.jsonl", "model", "run.json"
+    ]  # fmt: skip
+    losses = records(baseline)
+    assert len(losses) == STEPS and losses[-1] < losses[0]
+    assert records(baseline, "epoch") == [0] * 6
+    model = AutoModelForPreTraining.from_pretrained(baseline / "model")
+    assert model.config.spectrum_length == 128 and model.config.mask_ratio == 0.5
+    assert AutoFeatureExtractor.from_pretrained(baseline / "model").scaling == "sqrt"
+    for figure in ("training.png", "validation.png"):
+        assert (baseline / "figures" / figure).read_bytes().startswith(b"\x89PNG")
+    run = json.loads((baseline / "run.json").read_text())
+    assert run["script"] == "run_msm.py" and run["arguments"]["learning_rate"] == 1e-2
+
+
+def test_card_names_data_command_numbers_and_limits(baseline):
+    card = ModelCard.load(baseline / "model" / "README.md")
+    assert card.data.library_name == "transformers" and card.data.pipeline_tag == "feature-extraction"
+    assert card.data.license == "apache-2.0" and "xrf" in card.data.tags and card.data.datasets is None
+    validation = [records(baseline, name)[-1] for name in ("validation_loss", "validation_r2")]
+    for text in (
+        "48 spectra", "6 of 8 spectra", "scripts/run_msm.py", "--learning_rate 0.01", f"| {validation[0]:.5f} |",
+        f"| {validation[1]:.4f} |", "## Beware", f"{records(baseline)[-1]:.5f}", "CPU cores",
+    ):  # fmt: skip
+        assert text in card.text, text
+    assert "{{" not in card.text and "None" not in card.text
+
+
+def test_card_names_a_dataset_of_the_hub(baseline):
+    model = AutoModelForPreTraining.from_pretrained(baseline / "model")
+    extractor = AutoFeatureExtractor.from_pretrained(baseline / "model")
+    options = {**json.loads((baseline / "run.json").read_text())["arguments"], "dataset": "org/cores"}
+    summary = {
+        "num_spectra": None, "command": "c", "processes": 8, "precision": "bfloat16", "steps": 9, "global_batch_size": 4,
+        "warmup_steps": 1, "training": {"loss": 0.5}, "validation": None, "commit": None, "hardware": "h", "date": "d",
+    }  # fmt: skip
+    card = ModelCard(run_msm.render_card(model, extractor, options, summary))
+    assert card.data.datasets == ["org/cores"]
+    assert "`org/cores`, split `train`, streamed" in card.text and "No validation was made" in card.text
+
+
+def test_validation_numbers_by_hand(baseline, corpus):
+    model = AutoModelForPreTraining.from_pretrained(baseline / "model").eval()
+    extractor = AutoFeatureExtractor.from_pretrained(baseline / "model")
+    training = extractor(spectra(48, 0))["input_values"].astype(np.float64)
+    inputs = extractor(spectra(17, 1), return_tensors="pt")
+    with torch.no_grad():
+        outputs = model(**inputs, noise=mask_noise(torch.arange(17), 8, seed=0, epoch=-1))
+    masked = np.repeat(outputs.mask.numpy().astype(bool), 16, axis=1)
+    values = inputs["input_values"].double().numpy()
+    error = np.square(outputs.reconstruction.numpy() - values)[masked]
+    mean_error = np.square(training.mean(axis=0) - values)[masked]
+    assert masked.sum() == 17 * 4 * 16
+    assert records(baseline, "validation_loss")[-1] == pytest.approx(error.mean(), rel=1e-5)
+    assert records(baseline, "validation_r2")[-1] == pytest.approx(1 - error.sum() / mean_error.sum(), rel=1e-5)
+
+
+def test_log_has_one_aligned_line_every_n_steps(pretrain, capfd):
+    folder = pretrain(max_steps=10, log_every=4, validate_every=5)
+    output = capfd.readouterr().out
+    lines = [line for line in output.splitlines() if LOG_LINE.fullmatch(line)]
+    assert [int(re.search(r"\d+", line)[0]) for line in lines] == [4, 8, 10] == records(folder, "step")[:3:2] + [
+        10
+    ] or [int(re.search(r"\d+", line)[0]) for line in lines] == [4, 8, 10]
+    assert len(set(map(len, lines))) == 1
+    assert output.count("against the corpus mean") == 2
+    assert "10 steps of 8 spectra from step 0, 1 process(es) on cpu" in output
+
+
+def test_terminal_gets_a_progress_bar_in_place_of_lines(pretrain, capfd, monkeypatch):
+    master, slave = pty.openpty()
+    shown = []
+
+    def read():
+        try:
+            while chunk := os.read(master, 4096):
+                shown.append(chunk)
+        except OSError:  # the other end was closed
+            return
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    with os.fdopen(slave, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        pretrain(max_steps=4, validate_every=4)
+        monkeypatch.undo()
+    reader.join(timeout=10)
+    os.close(master)
+    bar = b"".join(shown).decode()
+    output = capfd.readouterr().out
+    assert "pretraining" in bar and "4/4" in bar and "spectra/s" in bar
+    assert not any(LOG_LINE.fullmatch(line) for line in output.splitlines())
+    assert "against the corpus mean" in output
+
+
+# --- every option does what it says ---
+
+
+def test_every_option_is_used_in_a_test():
+    source = Path(__file__).read_text()
+    classes = (run_msm.DataArguments, run_msm.ModelArguments, run_msm.TrainingArguments, run_msm.OutputArguments)
+    for option in (field.name for group in classes for field in dataclasses.fields(group)):
+        assert re.search(rf"\b{option}=", source) or f'"{option}":' in source, option
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"seed": 1}, {"batch_size": 4}, {"mask_ratio": 0.25}, {"masked_loss_only": False}, {"scaling": "log"}],
+    ids=str,
+)
+def test_options_that_change_the_task_change_the_first_loss(pretrain, baseline, options):
+    assert records(pretrain(**options))[0] != pytest.approx(records(baseline)[0], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"betas": (0.5, 0.5)}, {"weight_decay": 5.0}, {"gradient_clip": 0.01}, {"learning_rate": 1e-3}],
+    ids=str,
+)
+def test_options_of_the_optimiser_leave_the_first_loss_and_change_the_last(pretrain, baseline, options):
+    losses = records(pretrain(**options, warmup_steps=0))
+    reference = records(pretrain(warmup_steps=0))
+    assert losses[0] == reference[0] == records(baseline)[0]
+    assert losses[-1] != pytest.approx(reference[-1], rel=1e-3)
+
+
+def test_gradient_clip_0_is_no_clipping_and_the_norm_is_that_before_it(pretrain):
+    free = pretrain(gradient_clip=0, max_steps=2, warmup_steps=0)
+    loose = pretrain(gradient_clip=1e9, max_steps=2, warmup_steps=0)
+    tight = pretrain(gradient_clip=1e-3, max_steps=2, warmup_steps=0)
+    assert records(free) == records(loose)
+    assert records(tight, "gradient_norm")[0] == records(free, "gradient_norm")[0] > 1e-3
+
+
+def test_rates(pretrain):
+    def rates(**options):
+        return records(pretrain(max_steps=6, learning_rate=1.0e-3, **options), "learning_rate")
+
+    assert rates(schedule="constant", warmup_steps=2) == pytest.approx([0, 5e-4, 1e-3, 1e-3, 1e-3, 1e-3])
+    half = rates(schedule="linear", warmup_ratio=0.5, warmup_start_factor=0.5, min_learning_rate=1e-4)
+    assert half == pytest.approx([5e-4, 2e-3 / 3, 2.5e-3 / 3, 1e-3, 5.5e-4, 1e-4])
+    cosine = rates(schedule="cosine", warmup_ratio=0, min_learning_rate=2e-4)
+    assert cosine == pytest.approx([2e-4 + 4e-4 * (1 + np.cos(np.pi * step / 5)) for step in range(6)])
+
+
+def test_epochs_count_whole_batches_of_the_training_split(pretrain):
+    folder = pretrain(epochs=1.5, max_steps=None, batch_size=20)  # 2 batches of 20 in 48 spectra
+    assert records(folder, "step") == [1, 2, 3] and records(folder, "epoch") == [0, 0, 1]
+    folder = pretrain(epochs=2, max_steps=None, batch_size=4, gradient_accumulation=4)
+    assert records(folder, "step") == [1, 2, 3, 4, 5, 6]
+
+
+def test_accumulated_gradients_are_those_of_the_larger_batch(pretrain, baseline):
+    accumulated = pretrain(batch_size=4, gradient_accumulation=2)
+    np.testing.assert_allclose(records(accumulated), records(baseline), rtol=1e-4)
+    assert records(accumulated, "gradient_norm") == pytest.approx(records(baseline, "gradient_norm"), rel=1e-3)
+
+
+def test_workers_load_the_same_data(pretrain, baseline):
+    assert records(pretrain(workers=2)) == records(baseline)
+
+
+def test_bf16_is_close_to_fp32(pretrain, baseline):
+    folder = pretrain(mixed_precision="bf16")
+    assert records(folder) != records(baseline)
+    np.testing.assert_allclose(records(folder), records(baseline), rtol=0.05)
+    assert all(tensor.dtype == torch.float32 for tensor in weights(folder).values())
+    assert "bfloat16, 0" in (folder / "model" / "README.md").read_text()
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on the CPU needs a C++ compiler")
+def test_compiled_model_gives_the_same_losses(pretrain, baseline):
+    from torch._dynamo.utils import counters
+
+    counters.clear()
+    folder = pretrain(compile=True)
+    assert counters["stats"]["unique_graphs"] >= 1 and not counters["graph_break"]
+    np.testing.assert_allclose(records(folder), records(baseline), rtol=1e-3)
+    AutoModelForPreTraining.from_pretrained(folder / "model")
+
+
+def test_splits(pretrain, baseline):
+    other = pretrain(train_split="other")
+    assert "20 spectra" in (other / "model" / "README.md").read_text()
+    on_training = pretrain(validation_split="train", validate_every=4)
+    assert records(on_training) == records(baseline)
+    assert records(on_training, "validation_loss") != records(baseline, "validation_loss")
+
+
+def test_limit_to_tube_kv(pretrain, tmp_path):
+    corpus = write_corpus(tmp_path / "low", train=spectra(16, 0, tube_kv=1.6), validation=spectra(4, 1, tube_kv=1.6))
+    limited, unlimited = pretrain(dataset=corpus), pretrain(dataset=corpus, limit_to_tube_kv=False)
+    assert records(limited)[0] != pytest.approx(records(unlimited)[0], rel=1e-3)
+    assert AutoFeatureExtractor.from_pretrained(limited / "model").limit_to_tube_kv
+    assert not AutoFeatureExtractor.from_pretrained(unlimited / "model").limit_to_tube_kv
+
+
+def test_channel_scaling_uses_the_statistics_of_the_training_split(pretrain):
+    extractor = AutoFeatureExtractor.from_pretrained(pretrain(scaling="channel") / "model")
+    counts = np.stack([spectrum.counts for spectrum in spectra(48, 0)])
+    relative = counts / counts.mean(axis=1, keepdims=True)
+    np.testing.assert_allclose(extractor.channel_mean, relative.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(extractor.channel_std, relative.std(axis=0), rtol=1e-4)
+
+
+def test_mask_ratio_and_loss_are_kept_in_the_configuration(pretrain, tmp_path):
+    folder = pretrain(mask_ratio=0.25, masked_loss_only=False, max_steps=1)
+    assert (saved_config(folder)["mask_ratio"], saved_config(folder)["masked_loss_only"]) == (0.25, False)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**SMALL, "mask_ratio": 0.75, "normalize_patch_targets": True}))
+    folder = pretrain(config_file=path, max_steps=1, validate_every=1)
+    assert (saved_config(folder)["mask_ratio"], saved_config(folder)["masked_loss_only"]) == (0.75, True)
+    assert "each patch standardised" in (folder / "model" / "README.md").read_text()
+
+
+def test_model_size_and_config_file(pretrain, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"spectrum_length": 64, "num_hidden_layers": 1}))
+    config = saved_config(pretrain(config_file=path, model_size="tiny", max_steps=1))
+    assert (config["spectrum_length"], config["num_hidden_layers"], config["hidden_size"]) == (64, 1, 192)
+    path.write_text(XRFMaskedConfig(**SMALL).to_json_string(use_diff=False))  # a whole one, as repositories hold it
+    config = saved_config(pretrain(config_file=path, model_size="tiny", max_steps=1))
+    assert {name: config[name] for name in SMALL} == SMALL
+
+
+def test_continues_from_a_checkpoint_with_its_scaling(pretrain, baseline):
+    first = pretrain(scaling="standardize")
+    second = pretrain(config_file=None, model_name_or_path=first / "model", mask_ratio=0.25, max_steps=1)
+    assert AutoFeatureExtractor.from_pretrained(second / "model").scaling == "standardize"
+    assert saved_config(second)["mask_ratio"] == 0.25 and saved_config(second)["hidden_size"] == 32
+    assert records(second)[0] < records(first)[0]
+    third = pretrain(config_file=None, model_name_or_path=first / "model", scaling="sqrt", max_steps=1)
+    assert AutoFeatureExtractor.from_pretrained(third / "model").scaling == "sqrt"
+
+
+def test_simulated_corpus_is_built_once(pretrain, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**SMALL, "spectrum_length": 512}))
+    options = {"dataset": "simulated", "simulated_spectra": 60, "simulated_cores": 6, "config_file": path}
+    first = pretrain(**options, max_steps=2, validate_every=2)
+    assert records(pretrain(**options, max_steps=2)) == records(first)
+    assert "It has seen no measured spectrum" in (first / "model" / "README.md").read_text()
+    assert "40 spectra" in (first / "model" / "README.md").read_text()
+
+
+def test_streaming(pretrain):
+    first = pretrain(streaming=True, max_steps=8, validate_every=8)
+    assert records(first, "epoch") == [0] * 6 + [1] * 2
+    assert records(first)[-1] < records(first)[0]
+    assert records(pretrain(streaming=True, max_steps=8)) == records(first)
+    assert len(records(pretrain(streaming=True, workers=1, max_steps=8))) == 8
+
+
+def test_pinned_batches_give_the_same_losses(pretrain, gpu):
+    np.testing.assert_allclose(records(pretrain(pin_memory=True)), records(pretrain(pin_memory=False)), rtol=1e-5)
+
+
+def test_checkpoints_and_validations_come_every_n_steps(pretrain):
+    folder = pretrain(max_steps=11, checkpoint_every=2, keep_last=3, validate_every=4)
+    names = ["step_000008", "step_000010", "step_000011"]
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == names
+    lines = map(json.loads, (folder / "history.jsonl").read_text().splitlines())
+    assert [record["step"] for record in lines if "validation_loss" in record] == [4, 8, 11]
+
+
+def test_trackers(pretrain, tmp_path):
+    folder = pretrain(trackers="tensorboard", max_steps=3, validate_every=3)
+    assert not list(tmp_path.iterdir())
+    events = EventAccumulator(str(folder / "logs" / "pretraining")).Reload()
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx(records(folder))
+    assert events.Scalars("validation_r2")[0].step == 3
+    folder = pretrain(trackers="tensorboard", max_steps=1, logging_dir=tmp_path / "events")
+    assert list((tmp_path / "events").rglob("events.out*")) and not (folder / "logs").exists()
+
+
+def test_push_to_hub(pretrain, hub_org):
+    for name, private in (("open", False), ("closed", True)):
+        repo_id = f"{hub_org}/{name}"
+        folder = pretrain(max_steps=1, push_to_hub=True, hub_model_id=repo_id, hub_private=private)
+        assert HfApi().model_info(repo_id).private == private
+        pulled = AutoModel.from_pretrained(repo_id).state_dict()
+        for key, value in AutoModel.from_pretrained(folder / "model").state_dict().items():
+            assert torch.equal(pulled[key], value)
+
+
+# --- resuming ---
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_resumed_run_equals_the_uninterrupted_one(pretrain, streaming, tmp_path):
+    options = {"max_steps": 10, "batch_size": 4, "gradient_accumulation": 2, "checkpoint_every": 3, "keep_last": 9}
+    options |= {"streaming": streaming, "validate_every": 5}
+    whole = pretrain(**options)
+    # as a run that was killed in step 8 leaves its folder
+    killed = tmp_path / "killed"
+    shutil.copytree(whole, killed)
+    shutil.rmtree(killed / "model")
+    shutil.rmtree(killed / "figures")
+    for name in ("step_000009", "step_000010"):
+        shutil.rmtree(killed / "checkpoints" / name)
+    lines = (killed / "history.jsonl").read_text().splitlines()
+    (killed / "history.jsonl").write_text("\n".join(lines[:8]) + "\n")
+    pretrain(**options, output_dir=killed, resume=True)
+    for name in ("step", "loss", "gradient_norm", "learning_rate", "validation_loss", "validation_r2"):
+        assert records(killed, name) == records(whole, name)
+    expected = weights(whole)
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in weights(killed).items())
+
+
+def test_resume_starts_where_there_is_nothing_and_rests_where_all_is_done(pretrain, capfd):
+    folder = pretrain(max_steps=2, resume=True)
+    first = (folder / "history.jsonl").read_text()
+    pretrain(max_steps=2, resume=True, output_dir=folder)
+    assert (folder / "history.jsonl").read_text() == first
+    pretrain(max_steps=3, resume=True, output_dir=folder)
+    assert records(folder, "step") == [1, 2, 3]
+
+
+@pytest.mark.parametrize("options", [{"seed": 5}, {"batch_size": 4}, {"mask_ratio": 0.3}, {"scaling": "log"}], ids=str)
+def test_resume_with_another_task_is_refused(pretrain, options, tmp_path, baseline):
+    shutil.copytree(baseline, tmp_path / "run")
+    name, value = next(iter(options.items()))
+    with pytest.raises(ValueError, match=f"was written with {name} .*, but the run to resume has {value!r}"):
+        pretrain(**options, output_dir=tmp_path / "run", resume=True, max_steps=20)
+
+
+# --- several processes ---
+
+
+def test_two_processes_equal_one_with_the_global_batch(pretrain, corpus, config_file, baseline, tmp_path):
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0",
+        "scripts/run_msm.py", "--dataset", corpus, "--config_file", config_file, "--batch_size", "4", "--max_steps",
+        str(STEPS), "--learning_rate", "1e-2", "--log_every", "1", "--validate_every", "4", "--trackers", "none",
+        "--output_dir", tmp_path / "run",
+    ]  # fmt: skip
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "1"}
+    result = subprocess.run(
+        list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert "6 steps of 8 spectra from step 0, 2 process(es) on cpu" in result.stdout
+    assert result.stdout.count("of peak is") == 1  # one process speaks
+    progress = json.loads((tmp_path / "run" / "checkpoints" / "step_000006" / "progress.json").read_text())
+    assert progress["processes"] == 2
+    np.testing.assert_allclose(records(tmp_path / "run"), records(baseline), rtol=1e-5)
+    for name in ("validation_loss", "validation_r2"):  # 17 spectra do not divide by two, and each counts once
+        np.testing.assert_allclose(records(tmp_path / "run", name), records(baseline, name), rtol=1e-4)
+
+
+def test_more_processes_than_accelerate_sees_are_refused(pretrain, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "-1")
+    with pytest.raises(ValueError, match="2 processes were launched, but accelerate sees 1"):
+        pretrain()
+
+
+# --- bad input ---
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        ({"mask_ratio": 1.0}, "mask_ratio must lie between 0 and 1, but is 1.0"),
+        ({"mask_ratio": 0.95}, "mask_ratio 0.95 leaves none of 8 patches"),
+        ({"batch_size": 0}, "batch_size must be at least 1, but is 0"),
+        ({"batch_size": 49}, "The split 'train' has 48 spectra, fewer than one batch"),
+        ({"learning_rate": -1.0}, "learning_rate must be positive, but is -1.0"),
+        ({"weight_decay": -1.0}, "weight_decay must not be negative, but is -1.0"),
+        ({"warmup_ratio": 2.0}, r"warmup_ratio must lie in \[0, 1\], but is 2.0"),
+        ({"betas": (0.9, 1.0)}, r"betas must be two numbers in \[0, 1\)"),
+        ({"mixed_precision": "int8"}, "mixed_precision must be no, bf16 or fp16, but is 'int8'"),
+        ({"scaling": "cubic"}, "scaling must be one of .*, but is 'cubic'"),
+        ({"trackers": "notebook"}, "The tracker 'notebook' is not installed"),
+        ({"streaming": True, "max_steps": None}, "The length of a stream is not known beforehand; give --max_steps"),
+        ({"push_to_hub": True}, "push_to_hub needs --hub_model_id"),
+        ({"push_to_hub": True, "hub_model_id": "a/b/c"}, "Repo id must be"),
+        ({"model_name_or_path": "some/model"}, "Give config_file for a new model or model_name_or_path"),
+        ({"dataset": "nowhere/at-all"}, "There is no corpus 'nowhere/at-all'"),
+        ({"dataset": "/nowhere/at/all"}, "There is no corpus in '/nowhere/at/all'"),
+        ({"train_split": "training"}, 'Unknown split "training". Should be one of'),
+        ({"train_split": "training", "streaming": True}, "Bad split: training"),
+        ({"validation_split": "dev", "validate_every": 1}, 'Unknown split "dev"'),
+    ],
+    ids=str,
+)
+def test_bad_options_are_one_sentence_and_nothing_is_written(pretrain, tmp_path, options, sentence):
+    with pytest.raises((ValueError, OSError), match=sentence) as caught:
+        pretrain(**options, output_dir=tmp_path / "run")
+    assert "\n" not in str(caught.value).strip()
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_corpora(pretrain, corpus, tmp_path):
+    output = tmp_path / "run"
+
+    def refused(folder, sentence):
+        with pytest.raises((ValueError, OSError), match=sentence):
+            pretrain(dataset=folder, output_dir=output)
+        assert not output.exists()
+
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", "There is no corpus in .*empty.*")
+
+    shutil.copytree(corpus, tmp_path / "cut")
+    file = tmp_path / "cut" / "data" / "train-00000-of-00001.parquet"
+    file.write_bytes(file.read_bytes()[:-100])
+    refused(tmp_path / "cut", "train-00000-of-00001.parquet is not a complete Parquet file")
+
+    table = spectra_to_table(spectra(12, 0))
+    counts = table["counts"].to_pylist()
+    counts[9][3] = float("nan")
+    column = table.column_names.index("counts")
+    for name, content, sentence in (
+        (
+            "nan",
+            table.set_column(column, "counts", pa.array(counts, table["counts"].type)),
+            "spectrum 9 of split 'train'",
+        ),
+        ("bare", table.drop_columns("gain_kev"), "has no column 'gain_kev'"),
+    ):
+        (tmp_path / name).mkdir()
+        pq.write_table(content, tmp_path / name / "train.parquet")
+        refused(tmp_path / name, sentence)
+
+    shifted = [dataclasses.replace(spectrum, offset_kev=50.0) for spectrum in spectra(12, 0)]
+    refused(write_corpus(tmp_path / "far", train=shifted), "Spectrum 0 of split 'train' covers 49.99 to 52.55 keV")
+
+
+def test_config_files_that_are_none(pretrain, tmp_path):
+    path = tmp_path / "config.json"
+    for text, sentence in (
+        ("{", "config.json is not valid JSON"),
+        ("[1]", "must hold an object of fields"),
+        ('{"spectrum_lenght": 512}', "has the field 'spectrum_lenght'"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=sentence):
+            pretrain(config_file=path, output_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_checkpoints_that_cannot_be_continued(pretrain, tmp_path):
+    (tmp_path / "vit").mkdir()
+    (tmp_path / "vit" / "config.json").write_text('{"model_type": "vit"}')
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "config.json").write_text("{}")
+    regressor = XRFForRegression(XRFMaskedConfig(**SMALL, target_names=["CaCO3"]))
+    regressor.save_pretrained(tmp_path / "regressor")
+    for name, sentence in (
+        ("vit", "is of the architecture 'vit'; give one of the XRF family"),
+        ("none", "is of another architecture; give one of the XRF family"),
+        ("regressor", "has no decoder to continue with"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            pretrain(config_file=None, model_name_or_path=tmp_path / name, output_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_folder_of_another_run_is_left_alone(pretrain, tmp_path, baseline):
+    before = {path: path.stat().st_mtime_ns for path in baseline.rglob("*")}
+    with pytest.raises(ValueError, match="holds another run of run_msm.py"):
+        pretrain(output_dir=baseline)
+    assert {path: path.stat().st_mtime_ns for path in baseline.rglob("*")} == before
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(ValueError, match="holds other files"):
+        pretrain(output_dir=tmp_path)
+
+
+def test_full_disk_leaves_no_half_checkpoint(pretrain, tmp_path, baseline):
+    """A file size limit makes writes fail in the middle, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises(OSError, match="step_000002 could not be written .*; free some disk space and resume"):
+            pretrain(checkpoint_every=2, output_dir=tmp_path / "run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+    pretrain(checkpoint_every=2, output_dir=tmp_path / "run", resume=True)
+    assert records(tmp_path / "run") == records(baseline)
+
+
+def test_loss_that_is_no_number_ends_the_run(pretrain, tmp_path):
+    with pytest.raises(ValueError, match="The loss is (nan|inf) at step .*use a learning_rate below 1e\\+30"):
+        pretrain(learning_rate=1e30, gradient_clip=0, output_dir=tmp_path / "run")
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_exit_code_and_help(run_script, corpus, tmp_path):
+    result = run_script(
+        "run_msm.py", "--dataset", corpus, "--train_split", "nope", "--output_dir", tmp_path / "run", check=False
+    )
+    assert result.returncode == 2
+    assert result.stderr.strip().startswith('error: Unknown split "nope"') and "Traceback" not in result.stderr
+    assert not (tmp_path / "run").exists()
