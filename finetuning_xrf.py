@@ -34,6 +34,9 @@ VALID_RANGES = {"wt%": (0.0, 100.0), "ppm": (0.0, 1e6)}
 MIN_LABELS = 3  # of a target in training: two to span a line and one to judge it
 # Ridge penalties as a share of the embeddings' total variance, the trace of their scatter matrix.
 PROBE_PENALTIES = np.logspace(-8, 2, 41)
+# The least penalty for a head that is to be trained on. An embedding varies along few directions; with less penalty
+# the head lives off the others, so steeply that the first steps of training, or bfloat16, throw it far off.
+START_PENALTY = 1e-3
 ROWS_AT_ONCE = 1024  # spectra rebinned together, so that memory stays small
 
 
@@ -333,7 +336,9 @@ class RidgeProbe:
         return embeddings @ self.weight.T + self.bias
 
 
-def fit_probe(embeddings: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None) -> RidgeProbe:
+def fit_probe(
+    embeddings: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None, least_penalty: float = 0.0
+) -> RidgeProbe:
     """Ridge regression with an intercept, the penalty of each target chosen by leave-one-out cross-validation.
 
     What is left out is one core or sample at a time where `groups` names several, for its spectra vouch for each
@@ -343,16 +348,20 @@ def fit_probe(embeddings: np.ndarray, labels: np.ndarray, groups: np.ndarray | N
         embeddings (`np.ndarray` of shape `(N, D)`): `pooler_output` of the frozen encoder.
         labels (`np.ndarray` of shape `(N, T)`): laboratory values, NaN where missing.
         groups (`np.ndarray` of shape `(N,)`, *optional*): core or sample of every spectrum.
+        least_penalty (`float`): choose among the `PROBE_PENALTIES` from here on.
     """
+    penalties = PROBE_PENALTIES[least_penalty <= PROBE_PENALTIES]
     embeddings, labels = np.asarray(embeddings, dtype=np.float64), np.asarray(labels, dtype=np.float64)
     columns = []
     for target in labels.T:
         present = ~np.isnan(target)
-        columns.append(_fit_ridge(embeddings[present], target[present], None if groups is None else groups[present]))
+        columns.append(
+            _fit_ridge(embeddings[present], target[present], None if groups is None else groups[present], penalties)
+        )
     return RidgeProbe(*(np.stack(parts) for parts in zip(*columns)))
 
 
-def _fit_ridge(features: np.ndarray, labels: np.ndarray, groups: np.ndarray | None):
+def _fit_ridge(features: np.ndarray, labels: np.ndarray, groups: np.ndarray | None, penalties: np.ndarray):
     """Weight `(D,)`, bias, penalty and leave-one-out sd of one target.
 
     With centred features U diag(s) V' the fit is H y, H = 1/n + U diag(s^2 / (s^2 + penalty)) U', and leaving out the
@@ -366,8 +375,8 @@ def _fit_ridge(features: np.ndarray, labels: np.ndarray, groups: np.ndarray | No
     kept = singular > singular[0] * np.finfo(np.float64).eps * max(features.shape)
     left, singular, right = left[:, kept], singular[kept], right[kept]
     residual_labels = labels - labels.mean()
-    errors = np.empty((len(PROBE_PENALTIES), len(labels)))
-    penalties = PROBE_PENALTIES * np.sum(singular**2)
+    errors = np.empty((len(penalties), len(labels)))
+    penalties = penalties * np.sum(singular**2)
     for index, penalty in enumerate(penalties):
         root = left * np.sqrt(singular**2 / (singular**2 + penalty))
         residual = residual_labels - root @ (root.T @ residual_labels)

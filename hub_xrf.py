@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable
 from fnmatch import fnmatch
+from importlib.util import find_spec
 from pathlib import Path
 
 from huggingface_hub import (
@@ -21,17 +22,15 @@ from huggingface_hub import (
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-import configuration_xrf
-import feature_extraction_xrf
-import modeling_xrf
-import pipeline_xrf
 from files_xrf import RUN_FILE, atomic_folder
 
 logger = logging.getLogger(__name__)
 
 # The code a repository carries, so that it loads with trust_remote_code where this package is not installed.
+# The files are found, not imported: a corpus is pushed without torch.
 CODE_FILES = [
-    Path(module.__file__) for module in (configuration_xrf, modeling_xrf, feature_extraction_xrf, pipeline_xrf)
+    Path(find_spec(module).origin)
+    for module in ("configuration_xrf", "modeling_xrf", "feature_extraction_xrf", "pipeline_xrf")
 ]
 
 CARD = "README.md"

@@ -519,7 +519,7 @@ class XRFForRegression(XRFPreTrainedModel):
 
     @staticmethod
     def _loss(standardized, log_variance, labels) -> torch.Tensor:
-        """Squared error, or Gaussian negative log-likelihood without its constant, as a mean over the labels present."""
+        """Mean over the labels present: squared error, or Gaussian negative log-likelihood without its constant."""
         present = ~labels.isnan()
         residual = standardized - torch.where(present, labels, standardized.detach())  # 0 where missing
         loss = residual.square()

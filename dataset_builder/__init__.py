@@ -23,7 +23,6 @@ _MODULE_OF = {
     "XRFBuilderConfig": "config",
     "XRFDatasetBuilder": "builder",
     "build_corpus": "corpus",
-    "push_corpus": "corpus",
 }
 
 __all__ = ["Spectrum", "SpectrumFileError", *_MODULE_OF]

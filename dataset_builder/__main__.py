@@ -7,24 +7,21 @@ python -m dataset_builder push corpora/measured user/measured-xrf
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
-from .corpus import SUMMARY_FILE, build_corpus, push_corpus
+from command_line_xrf import run
+from hub_xrf import push_repository
+
+from .corpus import SUMMARY_FILE, build_corpus
 
 
-def main(arguments=None) -> int:
-    """Run one command; bad input ends with one sentence on stderr and the exit code 2."""
+def main(arguments=None) -> None:
+    """Run one command."""
     args = _parser().parse_args(arguments)
-    try:
-        if args.command == "push":
-            print(push_corpus(args.folder, args.repo_id, private=args.private))
-            return 0
+    if args.command == "push":
+        print(push_repository(args.folder, args.repo_id, private=args.private))
+    else:
         _build(args)
-        return 0
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
 
 
 def _build(args):
@@ -84,4 +81,4 @@ def _parser():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -1,4 +1,4 @@
-"""Build a corpus folder that `datasets.load_dataset` reads without this package, and push it to the Hub."""
+"""Build a corpus folder that `datasets.load_dataset` reads without this package."""
 
 import json
 import math
@@ -158,38 +158,3 @@ def _progress_bars_on_terminals():
     finally:
         if enabled:
             datasets.enable_progress_bars()
-
-
-def push_corpus(output_dir, repo_id: str, private: bool = False, token: str | None = None) -> str:
-    """Upload a corpus folder as a dataset repository, byte for byte.
-
-    Args:
-        output_dir (path): a folder that `build_corpus` made.
-        repo_id (`str`): `user/name` on the Hub.
-        private (`bool`): whether a new repository is private.
-        token (`str`, *optional*): the Hub's own login is used if not given.
-
-    Returns:
-        `str`: address of the commit.
-
-    Raises:
-        ValueError: the folder is not a corpus, or the Hub refuses.
-    """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
-
-    output_dir = Path(output_dir)
-    if not (output_dir / SUMMARY_FILE).is_file():
-        raise ValueError(f"{output_dir} must be a corpus made by build_corpus; it has no {SUMMARY_FILE}.")
-    api = HfApi(token=token)
-    try:
-        api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-        commit = api.upload_folder(
-            folder_path=output_dir, repo_id=repo_id, repo_type="dataset", commit_message="Upload corpus"
-        )
-    except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else "no answer"
-        raise ValueError(
-            f"The Hub did not accept {repo_id} (status {status}): check the name and that you are logged in to write."
-        ) from None
-    return commit.commit_url

@@ -88,8 +88,8 @@ class MethodArguments:
     lora_alpha: float = field(default=16, metadata={"help": "lora: the updates are scaled by alpha / rank"})
     lora_dropout: float = field(default=0.0, metadata={"help": "lora: share of inputs an update does not see"})
     lora_targets: list[str] = field(
-        default_factory=lambda: ["q_proj", "v_proj"],
-        metadata={"help": "lora: linear layers to update, of q_proj k_proj v_proj o_proj fc1 fc2 patch_embeddings"},
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"],
+        metadata={"help": "lora: linear layers to update; by default all but patch_embeddings"},
     )
     learning_rate: float | None = field(
         default=None, metadata={"help": "highest rate; by default 1e-3 for lora and 1e-4 for full"}
@@ -104,7 +104,7 @@ class MethodArguments:
     epochs: float = field(default=100, metadata={"help": "passes over the training labels, at most"})
     max_steps: int = field(default=-1, metadata={"help": "steps, in place of epochs; -1 for none"})
     patience: int = field(
-        default=10, metadata={"help": "stop after so many epochs without a lower validation loss; 0 never stops"}
+        default=20, metadata={"help": "stop after so many epochs without a lower validation loss; 0 never stops"}
     )
     mixed_precision: Literal["no", "bf16"] = field(default="no", metadata={"help": "arithmetic of training"})
 
@@ -223,7 +223,8 @@ def start_model(encoder, spectra: Spectra, units: list[str], model: ModelArgumen
         encoder, targets, units, spectra.fitted.labels, model.pooling, model.regression_loss
     )
     embeddings = finetuning_xrf.embed(adapted, spectra.fitted, EVALUATION_BATCH_SIZE)
-    probe = finetuning_xrf.fit_probe(embeddings, spectra.fitted.labels, spectra.fitted.groups)
+    least_penalty = 0.0 if training.method == "probe" else finetuning_xrf.START_PENALTY
+    probe = finetuning_xrf.fit_probe(embeddings, spectra.fitted.labels, spectra.fitted.groups, least_penalty)
     finetuning_xrf.write_probe(adapted, probe)
     if training.method == "lora":
         adapted = finetuning_xrf.lora_model(
@@ -302,6 +303,7 @@ def fine_tune(model, spectra: Spectra, training: MethodArguments, seed: int, fol
     trainer.remove_callback(transformers.PrinterCallback)
     start = {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
     trainer.train()
+    trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)  # the model itself, no autocast
     shutil.rmtree(folder, ignore_errors=True)
     state, history = trainer.state, trainer.state.log_history
     losses = [record[name] for record in history for name in ("loss", "eval_loss") if name in record]

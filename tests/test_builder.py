@@ -9,12 +9,12 @@ import sys
 import numpy as np
 import pytest
 
+from command_line_xrf import run
 from dataset_builder import (
     XRFDatasetBuilder,
     build_corpus,
     check_groups_separated,
     group_names,
-    push_corpus,
     row_to_spectrum,
     simulate_sediment_cores,
 )
@@ -172,8 +172,11 @@ def test_changed_file_changes_the_cache(tmp_path):
 
 
 def run_main(capsys, *arguments):
-    code = main([str(argument) for argument in arguments])
-    return code, capsys.readouterr()
+    try:
+        run(lambda: main([str(argument) for argument in arguments]))
+    except SystemExit as stop:
+        return stop.code, capsys.readouterr()
+    return 0, capsys.readouterr()
 
 
 def test_command_line_simulates(tmp_path, capsys):
@@ -247,8 +250,8 @@ def test_no_room_for_the_files_ends_with_one_sentence_and_nothing_written(tmp_pa
     """A limit on file sizes stands for a full disk: first the cache, then the Parquet file cannot be written."""
     code = (
         f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit_bytes}, {limit_bytes}))\n"
-        "from dataset_builder.__main__ import main\n"
-        "sys.exit(main(['simulate', '--num-spectra', '300', '--num-cores', '3', '--output', 'corpus']))"
+        "sys.argv[1:] = ['simulate', '--num-spectra', '300', '--num-cores', '3', '--output', 'corpus']\n"
+        "import runpy; runpy.run_module('dataset_builder', run_name='__main__')"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 2
@@ -266,24 +269,13 @@ def test_disagreeing_units_are_refused(tmp_path):
         build_corpus(tmp_path, tmp_path / "corpus")
 
 
-def test_pushed_corpus_loads_by_its_id(simulated_corpus, hub_org, tmp_path):
+def test_pushed_corpus_loads_by_its_id(simulated_corpus, hub_org, tmp_path, capsys):
     import datasets
 
-    address = push_corpus(simulated_corpus, f"{hub_org}/simulated")
-    assert f"{hub_org}/simulated" in address
+    code, output = run_main(capsys, "push", simulated_corpus, f"{hub_org}/simulated")
+    assert code == 0 and f"datasets/{hub_org}/simulated" in output.out
     splits = datasets.load_dataset(f"{hub_org}/simulated", cache_dir=str(tmp_path))
     assert sum(len(dataset) for dataset in splits.values()) == 90
-
-
-def test_refused_push_says_so_without_the_token(simulated_corpus, hub_org, capsys):
-    with pytest.raises(ValueError, match=r"did not accept .*status 401") as caught:
-        push_corpus(simulated_corpus, f"{hub_org}/simulated", token="hf_wrongsecret")
-    assert "hf_wrongsecret" not in str(caught.value) + "".join(capsys.readouterr())
-
-
-def test_pushing_something_else_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="must be a corpus made by build_corpus"):
-        push_corpus(tmp_path, "org/name")
 
 
 def test_genuine_mudrocks_become_a_corpus(real_data, tmp_path):

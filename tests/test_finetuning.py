@@ -272,6 +272,14 @@ def test_the_probe_equals_sklearn(width, grouped):
         np.testing.assert_allclose(probe.predict(embeddings)[:, column], ridge.predict(embeddings), atol=1e-6)
 
 
+def test_a_probe_to_train_on_keeps_to_the_greater_penalties():
+    embeddings, labels, groups = embeddings_and_labels()
+    total = np.sum((embeddings - embeddings.mean(0)) ** 2)
+    free, bounded = (finetuning_xrf.fit_probe(embeddings, labels, groups, least) for least in (0.0, 0.5))
+    assert free.penalty[0] < 0.5 * total <= bounded.penalty[0]
+    assert np.linalg.norm(bounded.weight[0]) < np.linalg.norm(free.weight[0])
+
+
 def test_constant_embeddings_give_the_mean():
     probe = finetuning_xrf.fit_probe(np.ones((6, 4)), np.arange(6.0)[:, None])
     np.testing.assert_allclose(probe.predict(np.zeros((1, 4))), [[2.5]])

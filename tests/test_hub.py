@@ -525,12 +525,12 @@ def test_chain_of_scripts_through_the_hub(hub, hub_org, tmp_path, run_script):
     """Pretrain on a corpus from the Hub and push, adapt from the pushed id and push, predict by the adapter's id."""
     from pyarrow import parquet
 
-    from dataset_builder.corpus import build_corpus, push_corpus
+    from dataset_builder.corpus import build_corpus
     from dataset_builder.features import table_to_spectra
 
     corpus, pretrained, adapter = f"{hub_org}/corpus", f"{hub_org}/xrf-tiny", f"{hub_org}/xrf-tiny-caco3"
     corpus_folder = build_corpus("simulated", tmp_path / "corpus", num_spectra=60, num_cores=10)
-    push_corpus(corpus_folder, corpus)
+    push_repository(corpus_folder, corpus)
     config_file = tmp_path / "config.json"
     config_file.write_text(json.dumps({**SIZES, "spectrum_length": 512}))
 
