@@ -52,9 +52,11 @@ def load_split(corpus: str, split: str, streaming: bool = False):
 
     for file in sorted(Path(corpus).rglob("*.parquet")):
         try:
-            pyarrow.parquet.read_metadata(file)
+            num_rows = pyarrow.parquet.read_metadata(file).num_rows
         except pyarrow.ArrowInvalid:
             raise ValueError(f"{file} is not a complete Parquet file; write or download it again.") from None
+        if num_rows == 0:
+            raise ValueError(f"{file} holds no spectrum; remove it.")
     try:
         rows = load_dataset(str(corpus), split=split, streaming=streaming)
     except DatasetNotFoundError:
@@ -485,27 +487,28 @@ def writing(path: str | Path):
         raise OSError(f"{path} could not be written ({reason}); free some disk space and resume the run.") from error
 
 
-def save_checkpoint(accelerator, folder: str | Path, step: int, progress: dict, keep_last: int) -> Path:
+def save_checkpoint(accelerator, folder: str | Path, progress: dict, keep_last: int) -> Path:
     """Write `folder/step_000100` with everything that continues the run, whole or not at all, and remove all but the
     newest `keep_last` checkpoints. Called by every process.
 
     Args:
-        progress: what `load_checkpoint` will compare and return, kept as JSON beside the state.
+        progress: `step` and whatever else `read_progress` shall compare or return, kept as JSON beside the state.
 
     Raises:
         OSError: it could not be written.
     """
-    path = Path(folder) / f"step_{step:06d}"
+    path = Path(folder) / f"step_{progress['step']:06d}"
     temporary = path.with_name(f".{path.name}.part")
     if accelerator.is_main_process:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for left_by_a_killed_run in Path(folder).glob(".step_*.part"):
+            shutil.rmtree(left_by_a_killed_run)
         temporary.mkdir(parents=True)
     accelerator.wait_for_everyone()
     try:
         with writing(path):
             accelerator.save_state(str(temporary))
             if accelerator.is_main_process:
-                write_json(temporary / PROGRESS_FILE, {"step": step, **progress})
+                write_json(temporary / PROGRESS_FILE, progress)
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -525,8 +528,8 @@ def checkpoints(folder: str | Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
 
 
-def read_progress(path: str | Path, expected: dict) -> int:
-    """The step of a checkpoint, once everything in `expected` is found to be as it was when it was written.
+def read_progress(path: str | Path, expected: dict) -> dict:
+    """How far a checkpoint is, once everything in `expected` is found to be as it was when it was written.
 
     Raises:
         ValueError: an option that decides the data order or the model has another value now.
@@ -538,4 +541,4 @@ def read_progress(path: str | Path, expected: dict) -> int:
                 f"{path} was written with {name} {progress[name]!r}, but the run to resume has {value!r}; give the "
                 "same, or start a new run in another output_dir."
             )
-    return progress["step"]
+    return progress

