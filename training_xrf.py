@@ -48,17 +48,24 @@ def load_split(corpus: str, split: str, streaming: bool = False):
     import pyarrow
     import pyarrow.parquet
     from datasets import load_dataset
+    from datasets.config import HF_DATASETS_CACHE
     from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
-    for file in sorted(Path(corpus).rglob("*.parquet")):
-        try:
-            num_rows = pyarrow.parquet.read_metadata(file).num_rows
-        except pyarrow.ArrowInvalid:
-            raise ValueError(f"{file} is not a complete Parquet file; write or download it again.") from None
-        if num_rows == 0:
-            raise ValueError(f"{file} holds no spectrum; remove it.")
+    cache_dir = None
+    if Path(corpus).is_dir():
+        files = sorted(Path(corpus).resolve().rglob("*.parquet"))
+        for file in files:
+            try:
+                num_rows = pyarrow.parquet.read_metadata(file).num_rows
+            except pyarrow.ArrowInvalid:
+                raise ValueError(f"{file} is not a complete Parquet file; write or download it again.") from None
+            if num_rows == 0:
+                raise ValueError(f"{file} holds no spectrum; remove it.")
+        # datasets may take one folder for another of the same name, or for what it held before
+        state = repr([(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files])
+        cache_dir = Path(HF_DATASETS_CACHE) / "xrf_folders" / hashlib.sha256(state.encode()).hexdigest()[:16]
     try:
-        rows = load_dataset(str(corpus), split=split, streaming=streaming)
+        rows = load_dataset(str(corpus), split=split, streaming=streaming, cache_dir=cache_dir)
     except DatasetNotFoundError:
         raise ValueError(
             f"There is no corpus {corpus!r}, neither a folder here nor a dataset on the Hub; check the name."

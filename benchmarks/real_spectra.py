@@ -138,15 +138,14 @@ def call(*arguments) -> None:
 def ridge_reports(corpus: Path, base: Path) -> dict[str, dict]:
     """Ridge regression on the channels as recorded, as if both instruments had one energy scale, and on the model's
     energy grid; the latter also for ln(wt%), with every penalty chosen on instrument A."""
-    from datasets import load_dataset
-
     from evaluation_xrf import RidgeBaseline, regression_report
     from feature_extraction_xrf import XRFFeatureExtractor
+    from training_xrf import load_split
 
     extractor = XRFFeatureExtractor.from_pretrained(base)
     raw, grid, labels = {}, {}, {}
-    for split, rows in load_dataset(str(corpus)).items():
-        columns = rows.with_format("numpy")[:]
+    for split in ("train", "test"):
+        columns = load_split(corpus, split).with_format("numpy")[:]
         raw[split] = np.stack(columns["counts"]).astype(np.float64)
         grid[split], _ = extractor.rebin(raw[split], columns["gain_kev"], columns["offset_kev"])
         labels[split] = np.stack([columns[target] for target in TARGETS], axis=1)

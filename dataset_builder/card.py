@@ -65,6 +65,9 @@ def render_card(config, splits: dict, license: str) -> str:
         "configs": [
             {
                 "config_name": "default",
+                # datasets keys its cache on this metadata and the folder's name alone: without what tells one corpus
+                # from another, a second folder of the same name would silently be read as the first
+                "description": f"corpus {config.fingerprint()[:16]}",
                 "data_files": [{"split": name, "path": f"data/{name}-*.parquet"} for name in splits],
             }
         ],

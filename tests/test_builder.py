@@ -171,6 +171,14 @@ def test_changed_file_changes_the_cache(tmp_path):
     assert XRFDatasetBuilder(cache_dir=str(tmp_path / "cache"), source=str(tmp_path / "a.csv")).cache_dir != first
 
 
+def test_folders_of_one_name_are_not_taken_for_each_other(tmp_path):
+    """datasets would read the second from the cache of the first, were their cards alike."""
+    for seed in (1, 2):
+        folder = build_corpus("simulated", tmp_path / str(seed) / "corpus", num_spectra=9, num_cores=9, seed=seed)
+        rows = load(folder, tmp_path / "cache")["train"]
+        assert set(rows["source"]) == {f"simulation, seed {seed}"}
+
+
 def run_main(capsys, *arguments):
     try:
         run(lambda: main([str(argument) for argument in arguments]))
