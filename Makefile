@@ -21,13 +21,14 @@ $(DEMO)/corpus/corpus.json: .venv/installed
 
 $(DEMO)/pretraining/model/README.md: $(DEMO)/corpus/corpus.json
 	$(BIN)/accelerate launch --quiet --config_file scripts/configs/cpu.yaml scripts/run_msm.py \
-		--dataset $(DEMO)/corpus --config_file scripts/configs/tiny_10kv.json --epochs 10 --batch_size 64 \
-		--learning_rate 1e-3 --output_dir $(DEMO)/pretraining --resume
+		--dataset $(DEMO)/corpus --model_size tiny --config_file scripts/configs/tiny_10kv.json \
+		--epochs 10 --batch_size 64 --learning_rate 1e-3 --output_dir $(DEMO)/pretraining --resume
 
 $(DEMO)/caco3/results.md: $(DEMO)/pretraining/model/README.md
 	rm -rf $(DEMO)/caco3
 	$(BIN)/python scripts/run_regression.py --model_name_or_path $(DEMO)/pretraining/model \
-		--dataset $(DEMO)/corpus --targets CaCO3 --num_labels 100 --method lora --output_dir $(DEMO)/caco3
+		--dataset $(DEMO)/corpus --validation_split none --targets CaCO3 --num_labels 100 \
+		--output_dir $(DEMO)/caco3
 
 test: .venv/installed
 	$(BIN)/python -m pytest --numprocesses 2

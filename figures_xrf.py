@@ -95,8 +95,8 @@ def plot_reconstructions(
     """
     Draws what masked pretraining has learnt: a few spectra, one above the other, with their hidden patches filled in.
 
-    Masked patches are shaded. The reconstruction is a strong line there and a faint one over the visible patches,
-    where the loss does not look. Emission lines are named where a spectrum has a peak, as far as names fit.
+    Masked patches are shaded, and the reconstruction is drawn there only: elsewhere the usual loss does not look, and
+    the decoder's output means nothing. Emission lines are named where a spectrum has a peak, as far as names fit.
 
     Args:
         path (`str`): the PNG file to write.
@@ -135,7 +135,7 @@ def plot_reconstructions(
     masked_channels = np.repeat(masks & measured, patch_size, axis=1)  # (N, L)
     measured_channels = np.repeat(measured, patch_size, axis=1)
     originals = np.where(measured_channels, originals, np.nan)
-    reconstructions = np.where(measured_channels, reconstructions, np.nan)
+    reconstructions = np.where(masked_channels, reconstructions, np.nan)
     in_range = np.flatnonzero(measured_channels.any(axis=0))
     edges_kev = _channel_edges(energy_kev)
     range_kev = edges_kev[in_range[0]], edges_kev[in_range[-1] + 1]
@@ -146,20 +146,18 @@ def plot_reconstructions(
         for row, axes in enumerate(panels):
             for start, stop in _runs(masked_channels[row]):
                 axes.axvspan(edges_kev[start], edges_kev[stop], color=SHADE, linewidth=0)
-            hidden = np.where(masked_channels[row], reconstructions[row], np.nan)
-            (faint,) = axes.plot(energy_kev, reconstructions[row], color=VERMILION, linewidth=1.6, alpha=0.35)
             (original,) = axes.plot(energy_kev, originals[row], color=BLACK, linewidth=0.9)
-            (filled,) = axes.plot(energy_kev, hidden, color=VERMILION, linewidth=1.6)
+            (filled,) = axes.plot(energy_kev, reconstructions[row], color=VERMILION, linewidth=1.6)
             axes.text(0.995, 0.95, titles[row], transform=axes.transAxes, ha="right", va="top")
             axes.margins(y=0.08)
             axes.set_xlim(*range_kev)
         panels[-1].set_xlabel("energy (keV)")
         figure.supylabel(y_label, fontsize=10)
         figure.legend(
-            [original, Patch(color=SHADE), filled, faint],
-            ["original", "masked patch", "reconstruction, masked", "reconstruction, visible"],
+            [original, Patch(color=SHADE), filled],
+            ["original", "masked patch", "reconstruction"],
             loc="outside upper left",
-            ncols=4,
+            ncols=3,
         )
         _name_lines(panels, energy_kev, originals, range_kev)
         _save(figure, path)

@@ -7,13 +7,9 @@ NaN everywhere.
 from __future__ import annotations
 
 import json
-import os
-import platform
 import re
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +18,12 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import AutoConfig, TrainerCallback
 
 from configuration_xrf import XRFMaskedConfig
+from corpus_xrf import extract_features
 from dataset_builder.features import FIXED_COLUMNS
 from dataset_builder.splits import split_by_group
 from evaluation_xrf import METRIC_NAMES, regression_metric
 from feature_extraction_xrf import XRFFeatureExtractor
 from modeling_xrf import XRFForRegression, XRFModel
-from training_xrf import extract_features
 
 # What a concentration in this unit can be. Other units have no limits.
 VALID_RANGES = {"wt%": (0.0, 100.0), "ppm": (0.0, 1e6)}
@@ -587,17 +583,3 @@ def render_card(
             figures=figures,
         )
     )
-
-
-def provenance() -> dict[str, str | None]:
-    """Commit of this code (`None` outside a git checkout), hardware and date, which every reported number carries."""
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = None
-    if torch.cuda.is_available():
-        hardware = torch.cuda.get_device_name()
-    else:
-        hardware = f"{torch.get_num_threads()} of {os.cpu_count()} {platform.machine()} CPU cores"
-    return {"commit": commit, "hardware": hardware, "date": datetime.now(UTC).date().isoformat()}

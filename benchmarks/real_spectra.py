@@ -102,7 +102,7 @@ def pretrain(corpus: Path, args) -> Path:
         call(
             *script, ROOT / "scripts" / "run_msm.py", "--dataset", corpus, "--output_dir", folder, "--resume",
             "--model_size", args.model_size, "--max_steps", args.pretraining_steps, "--batch_size", 64,
-            "--learning_rate", 1e-3, "--validate_every", max(1, args.pretraining_steps // 5),
+            "--learning_rate", 1e-3, "--mixed_precision", "bf16", "--validate_every", 500,
         )  # fmt: skip
     return folder / "model"
 
@@ -138,9 +138,9 @@ def call(*arguments) -> None:
 def ridge_reports(corpus: Path, base: Path) -> dict[str, dict]:
     """Ridge regression on the channels as recorded, as if both instruments had one energy scale, and on the model's
     energy grid; the latter also for ln(wt%), with every penalty chosen on instrument A."""
+    from corpus_xrf import load_split
     from evaluation_xrf import RidgeBaseline, regression_report
     from feature_extraction_xrf import XRFFeatureExtractor
-    from training_xrf import load_split
 
     extractor = XRFFeatureExtractor.from_pretrained(base)
     raw, grid, labels = {}, {}, {}
@@ -163,7 +163,7 @@ def ridge_reports(corpus: Path, base: Path) -> dict[str, dict]:
 
 
 def append_results(path: Path, seed: int, steps: int, reports_by_method: dict) -> None:
-    from finetuning_xrf import provenance
+    from evaluation_xrf import provenance
 
     origin = provenance()
     new = not path.exists()

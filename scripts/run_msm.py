@@ -248,8 +248,9 @@ def read_config_file(path: str, known: set[str]) -> dict:
 
 def build_feature_extractor(data: DataArguments, checkpoint: str | None, config, rows):
     """The feature extractor of the checkpoint, or one for the options; `channel` statistics come from `rows`."""
+    from corpus_xrf import feature_batches, spread
     from feature_extraction_xrf import XRFFeatureExtractor
-    from training_xrf import channel_statistics, feature_batches, spread
+    from training_xrf import channel_statistics
 
     options = {"scaling": data.scaling, "limit_to_tube_kv": data.limit_to_tube_kv}
     options = {name: value for name, value in options.items() if value is not None}
@@ -278,11 +279,11 @@ def open_batches(accelerator, data: DataArguments, training: TrainingArguments, 
     """
     from torch.utils.data import DataLoader
 
-    import training_xrf
+    import corpus_xrf
 
     loading = {"num_workers": data.workers, "pin_memory": data.pin_memory and accelerator.device.type == "cuda"}
     if data.streaming:
-        stream = training_xrf.SpectrumStream(
+        stream = corpus_xrf.SpectrumStream(
             rows,
             extractor,
             data.train_split,
@@ -292,15 +293,15 @@ def open_batches(accelerator, data: DataArguments, training: TrainingArguments, 
             accelerator.num_processes,
         )
         loader = DataLoader(stream, batch_size=None, **loading)
-        return partial(training_xrf.repeated_stream, loader, stream, accelerator.device), None
+        return partial(corpus_xrf.repeated_stream, loader, stream, accelerator.device), None
     with accelerator.local_main_process_first():
-        features = training_xrf.cached_features(rows, extractor, data.train_split)
+        features = corpus_xrf.cached_features(rows, extractor, data.train_split)
     loader = DataLoader(
-        training_xrf.SpectrumBatches(features),
+        corpus_xrf.SpectrumBatches(features),
         batch_size=training.batch_size,
         shuffle=True,
         drop_last=True,
-        collate_fn=training_xrf.whole_batch,
+        collate_fn=corpus_xrf.whole_batch,
         persistent_workers=data.workers > 0,
         **loading,
     )
@@ -310,21 +311,15 @@ def open_batches(accelerator, data: DataArguments, training: TrainingArguments, 
             f"The split {data.train_split!r} has {len(rows)} spectra, fewer than one batch on each of "
             f"{accelerator.num_processes} processes; use a batch_size below {training.batch_size}."
         )
-    return partial(training_xrf.repeated_epochs, loader), len(loader)
+    return partial(corpus_xrf.repeated_epochs, loader), len(loader)
 
 
 class Validation:
     """Measures the model on the validation split, on every process its share, and draws a few reconstructions."""
 
     def __init__(self, accelerator, data, training, extractor, config, train_rows):
-        from training_xrf import (
-            cached_features,
-            channel_statistics,
-            feature_batches,
-            load_split,
-            reconstruction_targets,
-            spread,
-        )
+        from corpus_xrf import cached_features, feature_batches, load_split, spread
+        from training_xrf import channel_statistics, reconstruction_targets
 
         self.accelerator, self.extractor = accelerator, extractor
         self.batch_size, self.seed = training.batch_size, training.seed
@@ -424,10 +419,11 @@ def main(argv: list[str] | None = None):
     from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, set_seed
     from tqdm.auto import tqdm
 
+    import corpus_xrf
     import training_xrf
+    from evaluation_xrf import provenance
     from figures_xrf import plot_training_curves
     from files_xrf import claim_run_folder
-    from finetuning_xrf import provenance
     from hub_xrf import push_repository, save_repository
 
     folder = Path(output.output_dir)
@@ -464,7 +460,7 @@ def main(argv: list[str] | None = None):
     if training_xrf.num_visible_patches(config) < 1:
         raise ValueError(f"mask_ratio {config.mask_ratio} leaves none of {config.num_patches} patches; lower it.")
     with accelerator.local_main_process_first():
-        train_rows = training_xrf.load_split(data.dataset, data.train_split, data.streaming)
+        train_rows = corpus_xrf.load_split(data.dataset, data.train_split, data.streaming)
     extractor = build_feature_extractor(data, model_arguments.model_name_or_path, config, train_rows)
     batches_from, batches_per_epoch = open_batches(accelerator, data, training, extractor, train_rows)
     total_steps = training.max_steps

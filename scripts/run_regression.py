@@ -184,9 +184,9 @@ def load_spectra(data: DataArguments, early_stopping: bool, feature_extractor) -
     import numpy as np
     from datasets import get_dataset_split_names
 
+    from corpus_xrf import load_split
     from evaluation_xrf import draw_labelled
     from finetuning_xrf import MIN_LABELS, carve_validation, check_labels, read_labels, read_spectra, read_target_units
-    from training_xrf import load_split
 
     splits = {}
 
@@ -368,11 +368,11 @@ def main(argv: list[str] | None = None):
 
     from transformers import set_seed
 
-    from evaluation_xrf import MeanBaseline, RidgeBaseline
+    from evaluation_xrf import MeanBaseline, RidgeBaseline, provenance
     from feature_extraction_xrf import XRFFeatureExtractor
     from figures_xrf import plot_training_curves
     from files_xrf import claim_run_folder, write_json, write_text
-    from finetuning_xrf import load_encoder, markdown_table, provenance, render_card, shared_groups
+    from finetuning_xrf import load_encoder, markdown_table, render_card, shared_groups
     from hub_xrf import push_repository, save_adapter_repository, save_repository
 
     base, revision = model_arguments.model_name_or_path, model_arguments.model_revision

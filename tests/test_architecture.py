@@ -21,6 +21,7 @@ FLOORS = {
     "pipeline_xrf": 2,
     "evaluation_xrf": 2,
     "figures_xrf": 2,
+    "corpus_xrf": 2,
     "training_xrf": 2,
     "finetuning_xrf": 2,
 }
