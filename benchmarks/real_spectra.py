@@ -173,13 +173,13 @@ def append_results(path: Path, seed: int, steps: int, reports_by_method: dict) -
             writer.writeheader()
         for method, report in reports_by_method.items():
             for target, metrics in report.items():
-                writer.writerow(
-                    {**origin, "seed": seed, "pretraining_steps": steps, "method": method, "target": target, **metrics}
-                )
+                row = {"seed": seed, "pretraining_steps": steps, "method": method, "target": target}
+                writer.writerow({**metrics, **origin, **row})
 
 
 def table(path: Path) -> str:
-    """Markdown: RMSE in wt% by method and target, mean over the seeds of the last commit, best in bold."""
+    """Markdown: RMSE in wt% by method and target, mean over the seeds of the last commit, best in bold; last, the mean
+    over the targets of the RMSE relative to that of predicting the mean."""
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     rows = [row for row in rows if row["commit"] == rows[-1]["commit"]]
@@ -191,10 +191,13 @@ def table(path: Path) -> str:
         for method in methods
         for target in TARGETS
     }
-    best = {target: min(rmse[method, target] for method in methods) for target in TARGETS}
-    lines = ["| method | " + " | ".join(TARGETS) + " |", "|---" * (len(TARGETS) + 1) + "|"]
     for method in methods:
-        cells = [f"**{v:.3g}**" if v == best[t] else f"{v:.3g}" for t in TARGETS for v in [rmse[method, t]]]
+        rmse[method, "relative"] = statistics.fmean(rmse[method, target] / rmse["mean", target] for target in TARGETS)
+    columns = (*TARGETS, "relative")
+    best = {column: min(rmse[method, column] for method in methods) for column in columns}
+    lines = ["| method | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for method in methods:
+        cells = [f"**{v:.3g}**" if v == best[c] else f"{v:.3g}" for c in columns for v in [rmse[method, c]]]
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
