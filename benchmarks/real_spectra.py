@@ -44,15 +44,15 @@ def main():
         print(table(args.results))
         return
 
-    data = os.environ.get("XRF_REAL_DATA")
-    if data is None or not Path(data, "labelled").is_dir():
-        raise ValueError(f"XRF_REAL_DATA must name the folder of real spectra, but is {data}; set it.")
-    unlabelled, mudrocks = build_corpora(Path(data), args.output_dir)
+    data = Path(os.environ.get("XRF_REAL_DATA", ROOT.parent / "shared" / "data"))
+    if not (data / "labelled").is_dir():
+        raise ValueError(f"There are no real spectra in {data}; name their folder with XRF_REAL_DATA.")
+    unlabelled, mudrocks = build_corpora(data, args.output_dir)
     base = pretrain(unlabelled, args)
     scratch = random_weights(base, args.output_dir / "random_weights")
     classical = ridge_reports(mudrocks, base)
     for seed in args.seeds:
-        found = dict(classical)
+        found = {"mean": {}, **classical}
         for name, model, method in (
             ("LoRA", base, "lora"),
             ("full", base, "full"),

@@ -27,7 +27,7 @@ class InstrumentModel:
         num_channels, gain_kev, offset_kev: the native channels.
         reference_counts: total counts of the reference sediment.
         gain_sd, offset_sd_kev, noise_sd_ev, intensity_sd, pile_up_sd: relative or absolute standard deviations of the
-            drifts between sessions (cores); within a core a tenth of gain and offset drift remains.
+            drifts between cores; within a core a tenth of gain and offset drift remains.
     """
 
     name: str
@@ -136,7 +136,7 @@ def nominal_state(instrument: InstrumentModel, num_spectra: int) -> InstrumentSt
 
 
 def draw_states(instrument: InstrumentModel, num_spectra: int, rng: np.random.Generator) -> InstrumentState:
-    """Drifting states of the spectra of one core: a session's own offset, and a tenth of it between spectra."""
+    """Drifting states of the spectra of one core: an offset of its own, and a tenth of it between spectra."""
 
     def drift(standard_deviation):
         return standard_deviation * (rng.standard_normal() + 0.1 * rng.standard_normal(num_spectra))
