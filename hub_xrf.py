@@ -73,7 +73,7 @@ def save_adapter_repository(folder: str | Path, peft_model, feature_extractor, c
     the targets nor their statistics, and a `config.json` at the top would make transformers take the folder for a
     whole model), the feature extractor, the code files and the card."""
     with atomic_folder(folder) as temporary:
-        peft_model.save_pretrained(temporary)
+        peft_model.save_pretrained(temporary, save_embedding_layers=False)  # there are none to look for on the Hub
         peft_model.get_base_model().config.save_pretrained(temporary / "task")
         for copy in (temporary / "task").glob("*.py"):
             copy.unlink()  # the code is looked for at the top
@@ -86,6 +86,8 @@ def _write_code_and_card(folder: Path, card: str) -> None:
     for file in CODE_FILES:
         (folder / file.name).write_bytes(file.read_bytes())
     (folder / CARD).write_text(card, encoding="utf-8")
+    for weights in folder.glob("*.safetensors"):
+        weights.chmod(0o644)  # safetensors writes them for their owner only
 
 
 def push_repository(
