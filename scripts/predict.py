@@ -2,7 +2,7 @@
 
 Instrument files, folders (searched to the bottom), NumPy archives, CSV and Parquet tables, in any mixture:
 
-    python scripts/predict.py runs/demo/caco3 core_7/ core_8.parquet --output predictions.csv
+    python scripts/predict.py runs/demo/caco3/model core_7/ core_8.parquet --output predictions.csv
 
 A model or adapter from the Hub, a wide table whose columns have names of their own, unusable spectra left out:
 

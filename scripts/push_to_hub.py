@@ -2,9 +2,9 @@
 
     hf auth login    # once; or set HF_TOKEN to a token that may write
 
-    python scripts/push_to_hub.py runs/demo/pretrained org/xrf-tiny --dry_run    # what would go up, without network
-    python scripts/push_to_hub.py runs/demo/pretrained org/xrf-tiny --private
-    python scripts/push_to_hub.py runs/demo/caco3 org/xrf-tiny-caco3 --base_model_id org/xrf-tiny    # an adapter
+    python scripts/push_to_hub.py runs/demo/pretraining/model org/xrf-tiny --dry_run    # what would go up, without network
+    python scripts/push_to_hub.py runs/demo/pretraining/model org/xrf-tiny --private
+    python scripts/push_to_hub.py runs/demo/caco3/model org/xrf-tiny-caco3 --base_model_id org/xrf-tiny    # an adapter
     python scripts/push_to_hub.py runs/demo/corpus org/xrf-simulated    # a folder with data/*.parquet: a dataset
 
 Everything in the folder goes up in one commit, except hidden and temporary files and training checkpoints; pushing
