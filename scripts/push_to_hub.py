@@ -2,7 +2,7 @@
 
     hf auth login    # once; or set HF_TOKEN to a token that may write
 
-    python scripts/push_to_hub.py runs/demo/pretraining/model org/xrf-tiny --dry_run    # what would go up, without network
+    python scripts/push_to_hub.py runs/demo/pretraining/model org/xrf-tiny --dry_run    # lists what would go up
     python scripts/push_to_hub.py runs/demo/pretraining/model org/xrf-tiny --private
     python scripts/push_to_hub.py runs/demo/caco3/model org/xrf-tiny-caco3 --base_model_id org/xrf-tiny    # an adapter
     python scripts/push_to_hub.py runs/demo/corpus org/xrf-simulated    # a folder with data/*.parquet: a dataset
