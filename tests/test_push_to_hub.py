@@ -168,4 +168,4 @@ def test_server_that_cannot_be_reached_is_named(tmp_path, hub_environment, run_s
 
 def test_help_shows_the_commands(run_script):
     result = run_script("push_to_hub.py", "--help")
-    assert "python scripts/push_to_hub.py runs/demo/pretrained org/xrf-tiny --private" in result.stdout
+    assert "python scripts/push_to_hub.py runs/demo/pretraining/model org/xrf-tiny --private" in result.stdout
