@@ -69,6 +69,17 @@ def load_split(corpus: str, split: str, streaming: bool = False):
     return rows
 
 
+def simulated_corpus(num_spectra: int, num_cores: int, seed: int) -> str:
+    """Folder of a simulated corpus in the cache of datasets, built on first use."""
+    from datasets.config import HF_DATASETS_CACHE
+
+    from dataset_builder import XRFBuilderConfig, build_corpus
+
+    options = {"num_spectra": num_spectra, "num_cores": num_cores, "seed": seed}
+    name = XRFBuilderConfig(source="simulated", **options).name  # holds the version of the simulation
+    return str(build_corpus("simulated", Path(HF_DATASETS_CACHE) / "xrf_corpora" / name, **options))
+
+
 def extract_features(table, indices, extractor: XRFFeatureExtractor, split: str):
     """Rows of native spectra to rows of model inputs: one `pyarrow.Table` to another.
 

@@ -16,10 +16,13 @@ import torch
 from safetensors import SafetensorError
 
 from configuration_xrf import XRFMaskedConfig
+from corpus_xrf import feature_batches, spread
+from feature_extraction_xrf import XRFFeatureExtractor
 from files_xrf import write_json, write_text
 
-SCHEDULES = ("cosine", "linear", "constant")
 PROGRESS_FILE = "progress.json"
+STATISTICS_SPECTRA = 50_000  # spectra that the corpus mean, and the `channel` scaling, are computed from
+FIGURE_SPECTRA = 3
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -114,6 +117,70 @@ def reconstruction_errors(model, batches: Iterable[dict], corpus_mean: torch.Ten
         sums += torch.stack([error.sum(), mean_error.sum(), masked.sum()]).double()
     model.train()
     return sums
+
+
+def mean_target(rows, extractor: XRFFeatureExtractor, split: str, config: XRFMaskedConfig) -> torch.Tensor:
+    """What a model that has learnt nothing but the corpus would reconstruct `(L,)`: the mean of the targets."""
+    batches = feature_batches(spread(rows, STATISTICS_SPECTRA), extractor, split)
+    mean, _ = channel_statistics(
+        ({**batch, "input_values": reconstruction_targets(batch["input_values"], config)} for batch in batches),
+        config.patch_size,
+    )
+    return mean
+
+
+class Validation:
+    """Measures a model on the validation split, on every process its share, and draws a few reconstructions.
+
+    Args:
+        rows, features (`datasets.Dataset`): the split's native spectra, and what `cached_features` made of them.
+        corpus_mean (`(L,)`): the spectrum that the model must beat.
+        seed: of the masks.
+    """
+
+    def __init__(self, accelerator, extractor, rows, features, corpus_mean: torch.Tensor, batch_size: int, seed: int):
+        self.accelerator, self.extractor, self.corpus_mean = accelerator, extractor, corpus_mean
+        self.batch_size, self.seed = batch_size, seed
+        share = range(accelerator.process_index, len(features), accelerator.num_processes)
+        self.share = features.select(share).with_format("torch")
+        self.examples = spread(features, FIGURE_SPECTRA).with_format("torch")[:]
+        self.titles = [_spectrum_title(row) for row in spread(rows, FIGURE_SPECTRA).remove_columns("counts")]
+
+    def measure(self, model) -> dict[str, float]:
+        """Error of the masked channels, and R2 against predicting the mean of the training spectra there."""
+        sums = reconstruction_errors(model, self.share.iter(self.batch_size), self.corpus_mean, self.seed)
+        error, mean_error, number = self.accelerator.reduce(sums, "sum")
+        return {"validation_loss": (error / number).item(), "validation_r2": (1 - error / mean_error).item()}
+
+    @torch.no_grad()
+    def draw(self, model, path: str) -> None:
+        """A figure of a few spectra with their masked patches reconstructed."""
+        from figures_xrf import plot_reconstructions
+
+        config = model.config
+        batch = {name: values.to(model.device) for name, values in self.examples.items()}
+        noise = mask_noise(batch["sample_id"], config.num_patches, self.seed, epoch=-1)
+        model.eval()
+        outputs = model(batch["input_values"], attention_mask=batch["attention_mask"], noise=noise)
+        model.train()
+        plot_reconstructions(
+            path,
+            self.extractor.energy_kev,
+            reconstruction_targets(batch["input_values"], config).cpu(),
+            outputs.reconstruction.float().cpu(),
+            outputs.mask.cpu(),
+            self.titles,
+            batch["attention_mask"].cpu(),
+            y_label="standardised counts" if config.normalize_patch_targets else "scaled counts",
+        )
+
+
+def _spectrum_title(row: dict) -> str:
+    """What a row of a corpus says about where a spectrum was measured."""
+    if row.get("sample"):
+        return row["sample"]
+    depth = row.get("depth_mm")
+    return " ".join(filter(None, [row.get("core"), None if depth is None else f"{depth:g} mm"]))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -40,8 +40,6 @@ from transformers import HfArgumentParser
 from command_line_xrf import run
 
 CARD_TEMPLATE = Path(__file__).resolve().parents[1] / "model_cards" / "pretrained.md"
-STATISTICS_SPECTRA = 50_000  # spectra that the corpus mean, and the `channel` scaling, are computed from
-FIGURE_SPECTRA = 3
 # A resumed run must agree with its checkpoint on these: they decide the model, the data and their order.
 FIXED_ON_RESUME = (
     "dataset", "train_split", "streaming", "simulated_spectra", "simulated_cores", "scaling", "limit_to_tube_kv",
@@ -188,17 +186,6 @@ def check_arguments(data: DataArguments, model: ModelArguments, training: Traini
         validate_repo_id(output.hub_model_id)
 
 
-def simulated_corpus(num_spectra: int, num_cores: int, seed: int) -> str:
-    """Folder of a simulated corpus in the cache of datasets, built on first use."""
-    from datasets.config import HF_DATASETS_CACHE
-
-    from dataset_builder import XRFBuilderConfig, build_corpus
-
-    options = {"num_spectra": num_spectra, "num_cores": num_cores, "seed": seed}
-    name = XRFBuilderConfig(source="simulated", **options).name  # holds the version of the simulation
-    return str(build_corpus("simulated", Path(HF_DATASETS_CACHE) / "xrf_corpora" / name, **options))
-
-
 def build_model(arguments: ModelArguments):
     """A new `XRFForMaskedSpectrumModeling`, or the checkpoint to continue from."""
     import torch
@@ -250,7 +237,7 @@ def build_feature_extractor(data: DataArguments, checkpoint: str | None, config,
     """The feature extractor of the checkpoint, or one for the options; `channel` statistics come from `rows`."""
     from corpus_xrf import feature_batches, spread
     from feature_extraction_xrf import XRFFeatureExtractor
-    from training_xrf import channel_statistics
+    from training_xrf import STATISTICS_SPECTRA, channel_statistics
 
     options = {"scaling": data.scaling, "limit_to_tube_kv": data.limit_to_tube_kv}
     options = {name: value for name, value in options.items() if value is not None}
@@ -312,70 +299,6 @@ def open_batches(accelerator, data: DataArguments, training: TrainingArguments, 
             f"{accelerator.num_processes} processes; use a batch_size below {training.batch_size}."
         )
     return partial(corpus_xrf.repeated_epochs, loader), len(loader)
-
-
-class Validation:
-    """Measures the model on the validation split, on every process its share, and draws a few reconstructions."""
-
-    def __init__(self, accelerator, data, training, extractor, config, train_rows):
-        from corpus_xrf import cached_features, feature_batches, load_split, spread
-        from training_xrf import channel_statistics, reconstruction_targets
-
-        self.accelerator, self.extractor = accelerator, extractor
-        self.batch_size, self.seed = training.batch_size, training.seed
-        with accelerator.local_main_process_first():
-            rows = load_split(data.dataset, data.validation_split)
-            features = cached_features(rows, extractor, data.validation_split)
-        share = range(accelerator.process_index, len(features), accelerator.num_processes)
-        self.share = features.select(share).with_format("torch")
-        self.examples = spread(features, FIGURE_SPECTRA).with_format("torch")[:]
-        self.titles = [spectrum_title(row) for row in spread(rows, FIGURE_SPECTRA).remove_columns("counts")]
-        batches = feature_batches(spread(train_rows, STATISTICS_SPECTRA), extractor, data.train_split)
-        self.corpus_mean, _ = channel_statistics(
-            ({**batch, "input_values": reconstruction_targets(batch["input_values"], config)} for batch in batches),
-            config.patch_size,
-        )
-
-    def measure(self, model) -> dict[str, float]:
-        """Error of the masked channels, and R2 against predicting the mean of the training spectra there."""
-        from training_xrf import reconstruction_errors
-
-        batches = self.share.iter(self.batch_size)
-        sums = reconstruction_errors(model, batches, self.corpus_mean, self.seed)
-        error, mean_error, number = self.accelerator.reduce(sums, "sum")
-        return {"validation_loss": (error / number).item(), "validation_r2": (1 - error / mean_error).item()}
-
-    def draw(self, model, path: str) -> None:
-        import torch
-
-        from figures_xrf import plot_reconstructions
-        from training_xrf import mask_noise, reconstruction_targets
-
-        config = model.config
-        batch = {name: values.to(model.device) for name, values in self.examples.items()}
-        noise = mask_noise(batch["sample_id"], config.num_patches, self.seed, epoch=-1)
-        model.eval()
-        with torch.no_grad():
-            outputs = model(batch["input_values"], attention_mask=batch["attention_mask"], noise=noise)
-        model.train()
-        plot_reconstructions(
-            path,
-            self.extractor.energy_kev,
-            reconstruction_targets(batch["input_values"], config).cpu(),
-            outputs.reconstruction.float().cpu(),
-            outputs.mask.cpu(),
-            self.titles,
-            batch["attention_mask"].cpu(),
-            y_label="standardised counts" if config.normalize_patch_targets else "scaled counts",
-        )
-
-
-def spectrum_title(row: dict) -> str:
-    """What a row of a corpus says about where a spectrum was measured."""
-    if row.get("sample"):
-        return row["sample"]
-    depth = row.get("depth_mm")
-    return " ".join(filter(None, [row.get("core"), None if depth is None else f"{depth:g} mm"]))
 
 
 def render_card(model, extractor, options: dict, summary: dict) -> str:
@@ -453,7 +376,7 @@ def main(argv: list[str] | None = None):
     # Load: the corpus, the model, and the features that the model will see.
     if data.dataset == "simulated":
         with accelerator.main_process_first():
-            data.dataset = simulated_corpus(data.simulated_spectra, data.simulated_cores, training.seed)
+            data.dataset = corpus_xrf.simulated_corpus(data.simulated_spectra, data.simulated_cores, training.seed)
     set_seed(training.seed)
     model = build_model(model_arguments)
     config = model.config
@@ -469,7 +392,13 @@ def main(argv: list[str] | None = None):
     global_batch_size = training.batch_size * training.gradient_accumulation * accelerator.num_processes
     validation = None
     if output.validate_every:
-        validation = Validation(accelerator, data, training, extractor, config, train_rows)
+        with accelerator.local_main_process_first():
+            validation_rows = corpus_xrf.load_split(data.dataset, data.validation_split)
+            features = corpus_xrf.cached_features(validation_rows, extractor, data.validation_split)
+        corpus_mean = training_xrf.mean_target(train_rows, extractor, data.train_split, config)
+        validation = training_xrf.Validation(
+            accelerator, extractor, validation_rows, features, corpus_mean, training.batch_size, training.seed
+        )
 
     # Prepare.
     fixed = {name: options[name] for name in FIXED_ON_RESUME} | {"processes": accelerator.num_processes}
