@@ -6,7 +6,6 @@ B = spectra in a batch, L = channels, P = patches of a whole spectrum.
 import hashlib
 import inspect
 import itertools
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -101,18 +100,13 @@ def extract_features(table, indices, extractor: XRFFeatureExtractor, split: str)
     if counts.null_count:
         row = indices[int(np.argmax(counts.is_null().to_numpy(zero_copy_only=False)))]
         raise ValueError(f"Spectrum {row} of split {split!r} has no counts; leave it out.")
-    try:
-        features = extractor(
-            [row.values.to_numpy(zero_copy_only=False) for row in counts],
-            gain_kev=table["gain_kev"].to_numpy(),
-            offset_kev=table["offset_kev"].to_numpy(),
-            tube_kv=table["tube_kv"].to_numpy() if "tube_kv" in table.column_names else None,
-        )
-    except ValueError as error:  # it counts within this table
-        named = re.sub(
-            r"([Ss]pectrum) (\d+)", lambda found: f"{found[1]} {indices[int(found[2])]} of split {split!r}", str(error)
-        )
-        raise ValueError(named) from None
+    features = extractor(
+        [row.values.to_numpy(zero_copy_only=False) for row in counts],
+        gain_kev=table["gain_kev"].to_numpy(),
+        offset_kev=table["offset_kev"].to_numpy(),
+        tube_kv=table["tube_kv"].to_numpy() if "tube_kv" in table.column_names else None,
+        names=[f"{index} of split {split!r}" for index in indices],
+    )
     columns = {"sample_id": pa.array(indices, pa.int64())}
     for name, dtype in (("input_values", np.float32), ("attention_mask", np.uint8)):
         values = np.ascontiguousarray(features[name], dtype=dtype)

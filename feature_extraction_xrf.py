@@ -99,7 +99,14 @@ class XRFFeatureExtractor(FeatureExtractionMixin):
         return self.first_channel_kev + self.channel_width_kev * np.arange(self.spectrum_length)
 
     def __call__(
-        self, counts, gain_kev=None, offset_kev=None, tube_kv=None, return_tensors=None, return_statistics=False
+        self,
+        counts,
+        gain_kev=None,
+        offset_kev=None,
+        tube_kv=None,
+        return_tensors=None,
+        return_statistics=False,
+        names=None,
     ) -> BatchFeature:
         """
         Args:
@@ -111,6 +118,7 @@ class XRFFeatureExtractor(FeatureExtractionMixin):
             return_statistics (`bool`, defaults to `False`): also return `center` and `scale` `(batch_size,)`, which
                 [`~XRFFeatureExtractor.inverse`] needs, and `outside_counts` `(batch_size,)`, the counts that fell
                 outside the grid.
+            names (sequence of `str`, *optional*): what messages call the spectra; by default their place, from 0.
 
         Returns:
             `BatchFeature` with `input_values` `(batch_size, spectrum_length)` float32 and `attention_mask`
@@ -119,7 +127,7 @@ class XRFFeatureExtractor(FeatureExtractionMixin):
         Raises:
             `ValueError`: no or impossible calibration; NaN, infinite, negative or no counts; no overlap with the grid.
         """
-        spectra, gain_kev, offset_kev, tube_kv = _as_batch(counts, gain_kev, offset_kev, tube_kv)
+        spectra, gain_kev, offset_kev, tube_kv, names = _as_batch(counts, gain_kev, offset_kev, tube_kv, names)
         on_grid, outside_counts = self.rebin(spectra, gain_kev, offset_kev)
         lengths = np.array([len(spectrum) for spectrum in spectra])
         measured = self._measured_patches(lengths, gain_kev, offset_kev, tube_kv)
@@ -127,13 +135,13 @@ class XRFFeatureExtractor(FeatureExtractionMixin):
             lower, upper = _range_kev(lengths[index], gain_kev[index], offset_kev[index])
             tube = "" if np.isnan(tube_kv[index]) else f" at {tube_kv[index]:g} kV"
             raise ValueError(
-                f"Spectrum {index} covers {lower:.2f} to {upper:.2f} keV{tube} and so no whole patch of the model's "
-                f"grid, {self.channel_edges_kev[0]:.2f} to {self.channel_edges_kev[-1]:.2f} keV; check its "
+                f"Spectrum {names[index]} covers {lower:.2f} to {upper:.2f} keV{tube} and so no whole patch of the "
+                f"model's grid, {self.channel_edges_kev[0]:.2f} to {self.channel_edges_kev[-1]:.2f} keV; check its "
                 "calibration and tube voltage."
             )
         on_grid *= np.repeat(measured, self.patch_size, axis=1)
         for index in np.flatnonzero(on_grid.sum(axis=1) == 0):
-            raise ValueError(f"Spectrum {index} has no counts in the measured range; leave it out.")
+            raise ValueError(f"Spectrum {names[index]} has no counts in the measured range; leave it out.")
         values, center, scale = self._scale(on_grid, np.repeat(measured, self.patch_size, axis=1))
         data = {"input_values": values.astype(np.float32), "attention_mask": measured.astype(np.int64)}
         if return_statistics:
@@ -209,8 +217,8 @@ class XRFFeatureExtractor(FeatureExtractionMixin):
         return values * measured_channels, center, scale
 
 
-def _as_batch(counts, gain_kev, offset_kev, tube_kv):
-    """Lists of equal length: float64 spectra `(channels,)`, gains, offsets and tube voltages (NaN = unknown)."""
+def _as_batch(counts, gain_kev, offset_kev, tube_kv, names):
+    """Of equal length: float64 spectra `(channels,)`, gains, offsets, tube voltages (NaN = unknown) and names."""
     if hasattr(counts, "gain_kev"):  # one Spectrum object
         counts = [counts]
     if len(counts) and hasattr(counts[0], "gain_kev"):
@@ -223,17 +231,18 @@ def _as_batch(counts, gain_kev, offset_kev, tube_kv):
     if np.ndim(counts[0]) == 0:
         counts = [counts]
     spectra = [np.asarray(spectrum, dtype=np.float64) for spectrum in counts]
-    for index, spectrum in enumerate(spectra):
+    names = range(len(spectra)) if names is None else names
+    for name, spectrum in zip(names, spectra, strict=True):
         if spectrum.ndim != 1 or len(spectrum) == 0:
             raise ValueError(
-                f"Spectrum {index} must be a row of counts, but has shape {spectrum.shape}; give (channels,) or "
+                f"Spectrum {name} must be a row of counts, but has shape {spectrum.shape}; give (channels,) or "
                 "(batch_size, channels)."
             )
         bad = ~(np.isfinite(spectrum) & (spectrum >= 0))
         if bad.any():
             channel = int(np.argmax(bad))
             raise ValueError(
-                f"Counts must be finite and not negative, but spectrum {index} has {spectrum[channel]:g} in channel "
+                f"Counts must be finite and not negative, but spectrum {name} has {spectrum[channel]:g} in channel "
                 f"{channel}; repair or leave out the spectrum."
             )
     gain_kev = _per_spectrum(gain_kev, len(spectra), "gain_kev")
@@ -241,18 +250,19 @@ def _as_batch(counts, gain_kev, offset_kev, tube_kv):
     tube_kv = _per_spectrum(np.nan if tube_kv is None else tube_kv, len(spectra), "tube_kv")
     for index in np.flatnonzero(~(np.isfinite(gain_kev) & np.isfinite(offset_kev))):
         raise ValueError(
-            f"Spectrum {index} has no energy calibration; supply gain_kev (keV per channel) and offset_kev (energy of "
-            "channel 0 in keV) from the instrument's settings."
+            f"Spectrum {names[index]} has no energy calibration; supply gain_kev (keV per channel) and offset_kev "
+            "(energy of channel 0 in keV) from the instrument's settings."
         )
     for index in np.flatnonzero(gain_kev <= 0):
         raise ValueError(
-            f"gain_kev must be positive, but spectrum {index} has {gain_kev[index]:g}; check its calibration."
+            f"gain_kev must be positive, but spectrum {names[index]} has {gain_kev[index]:g}; check its calibration."
         )
     for index in np.flatnonzero(tube_kv <= 0):  # an unknown voltage is NaN
         raise ValueError(
-            f"tube_kv must be positive, but spectrum {index} has {tube_kv[index]:g}; give None where it is unknown."
+            f"tube_kv must be positive, but spectrum {names[index]} has {tube_kv[index]:g}; give None where it is "
+            "unknown."
         )
-    return spectra, gain_kev, offset_kev, tube_kv
+    return spectra, gain_kev, offset_kev, tube_kv, names
 
 
 def _per_spectrum(values, count, name) -> np.ndarray:

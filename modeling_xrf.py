@@ -338,6 +338,15 @@ class XRFModel(XRFPreTrainedModel):
         return (patches * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
+def reconstruction_targets(input_values: torch.Tensor, config: XRFMaskedConfig) -> torch.Tensor:
+    """What is reconstructed `(B, L)`: the input, or, with `normalize_patch_targets`, each patch standardised."""
+    if not config.normalize_patch_targets:
+        return input_values
+    patches = _patchify(input_values, config)
+    sd = patches.std(dim=-1, keepdim=True, correction=int(config.patch_size > 1))
+    return ((patches - patches.mean(dim=-1, keepdim=True)) / (sd + 1e-6)).flatten(1)
+
+
 class XRFForMaskedSpectrumModeling(XRFPreTrainedModel):
     """Masked spectrum modeling: hide a share of the measured patches and reconstruct them from the others."""
 
@@ -364,7 +373,7 @@ class XRFForMaskedSpectrumModeling(XRFPreTrainedModel):
             noise (`torch.FloatTensor` of shape `(batch_size, num_patches)`, *optional*):
                 the patches with the lowest noise are kept; drawn uniformly if not given.
         """
-        targets = _patchify(input_values, self.config)  # (B, P, C)
+        targets = _patchify(reconstruction_targets(input_values, self.config), self.config)  # (B, P, C)
         if noise is None:
             noise = torch.rand(targets.shape[:2], device=targets.device)
         patch_ids, visible, mask, ids_restore = self._draw_mask(noise, attention_mask)
@@ -406,9 +415,6 @@ class XRFForMaskedSpectrumModeling(XRFPreTrainedModel):
         return patch_ids, visible, mask, ids_restore
 
     def _loss(self, reconstruction, targets, mask, attention_mask) -> torch.Tensor:
-        if self.config.normalize_patch_targets:
-            sd = targets.std(dim=-1, keepdim=True, correction=int(targets.shape[-1] > 1))
-            targets = (targets - targets.mean(dim=-1, keepdim=True)) / (sd + 1e-6)
         error = (reconstruction.float() - targets.float()).square().mean(dim=-1)  # (B, P)
         weight = mask
         if not self.config.masked_loss_only:

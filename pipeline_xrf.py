@@ -1,6 +1,5 @@
 """The `xrf-regression` pipeline: spectra, files or dataset rows in, values with units out."""
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -88,10 +87,8 @@ class XRFRegressionPipeline(Pipeline):
 
     def preprocess(self, row):
         calibration = {name: row[name] for name in CALIBRATION}
-        try:
-            return dict(self.feature_extractor([row["counts"]], **calibration, return_tensors="pt"))
-        except ValueError as error:  # the feature extractor counts spectra within its own call
-            raise ValueError(re.sub(r"(?<=pectrum )0\b", row["name"], str(error), count=1)) from None
+        features = self.feature_extractor([row["counts"]], **calibration, names=[row["name"]], return_tensors="pt")
+        return dict(features)
 
     def _forward(self, model_inputs):
         outputs = self.model(**model_inputs)

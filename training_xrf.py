@@ -19,6 +19,7 @@ from configuration_xrf import XRFMaskedConfig
 from corpus_xrf import feature_batches, spread
 from feature_extraction_xrf import XRFFeatureExtractor
 from files_xrf import write_json, write_text
+from modeling_xrf import reconstruction_targets
 
 PROGRESS_FILE = "progress.json"
 STATISTICS_SPECTRA = 50_000  # spectra that the corpus mean, and the `channel` scaling, are computed from
@@ -56,15 +57,6 @@ def _splitmix64(state: torch.Tensor) -> torch.Tensor:
 def _shift_right(state: torch.Tensor, bits: int) -> torch.Tensor:
     """A shift that fills with zeros; that of int64 repeats the sign."""
     return (state >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def reconstruction_targets(input_values: torch.Tensor, config: XRFMaskedConfig) -> torch.Tensor:
-    """What the model reconstructs `(B, L)`: the input, or, with `normalize_patch_targets`, each patch standardised."""
-    if not config.normalize_patch_targets:
-        return input_values
-    patches = input_values.view(len(input_values), -1, config.patch_size)
-    sd = patches.std(dim=-1, keepdim=True, correction=int(config.patch_size > 1))
-    return ((patches - patches.mean(dim=-1, keepdim=True)) / (sd + 1e-6)).flatten(1)
 
 
 def channel_statistics(

@@ -2,12 +2,12 @@
 
 import json
 import math
-import os
-import shutil
 import sys
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
+
+from files_xrf import atomic_folder
 
 from .card import render_card
 from .splits import group_names
@@ -70,14 +70,16 @@ def build_corpus(
     if _holds_corpus(output_dir, {"fingerprint": fingerprint, **written}):
         return output_dir
 
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    workplace = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}-", dir=output_dir.parent))
-    try:
+    with (
+        atomic_folder(output_dir) as result,
+        tempfile.TemporaryDirectory(
+            prefix=f".{output_dir.name}-", dir=output_dir.parent, ignore_cleanup_errors=True
+        ) as cache_dir,
+    ):
         with _progress_bars_on_terminals():
-            builder = XRFDatasetBuilder(cache_dir=str(workplace / "cache"), **config_options)
+            builder = XRFDatasetBuilder(cache_dir=cache_dir, **config_options)
             _prepare(builder, num_proc)
-            result = workplace / "corpus"
-            (result / "data").mkdir(parents=True)
+            (result / "data").mkdir()
             splits = {name: builder.as_dataset(name) for name in builder.info.splits}
             summaries = {}
             for name, dataset in splits.items():
@@ -86,11 +88,7 @@ def build_corpus(
         summary = {"fingerprint": fingerprint, **written, "splits": summaries}
         (result / SUMMARY_FILE).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
         (result / "README.md").write_text(render_card(builder.config, splits, license), encoding="utf-8")
-        del splits
-        result.chmod(0o755)
-        os.replace(result, output_dir)
-    finally:
-        shutil.rmtree(workplace, ignore_errors=True)
+        del splits  # closes the cache
     return output_dir
 
 

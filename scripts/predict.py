@@ -19,7 +19,6 @@ import contextlib
 import csv
 import itertools
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -207,10 +206,9 @@ def extract_features(feature_extractor, batch: list[Item], rejections: Rejection
 
 def _is_usable(feature_extractor, item: Item, rejections: Rejections) -> bool:
     try:
-        feature_extractor(item.spectrum)
+        feature_extractor(item.spectrum, names=[item.index])
     except ValueError as error:
-        reason = re.sub(r"(?<=pectrum )0\b", str(item.index), str(error))  # it counts within its own call
-        rejections.add(ValueError(f"{item.file}: {reason}"), item.file, item.index, reason)
+        rejections.add(ValueError(f"{item.file}: {error}"), item.file, item.index, str(error))
         return False
     return True
 

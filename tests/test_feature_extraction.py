@@ -437,3 +437,13 @@ def test_measured_mudrocks_keep_their_counts(name, real_data):
     measured = np.repeat(inputs["attention_mask"], extractor.patch_size, axis=1).astype(bool)
     np.testing.assert_allclose(restored[measured], on_grid[measured], rtol=1e-4, atol=1e-4)
     assert (restored.sum(axis=1) > 0.95 * total).all()  # what the tube can excite holds nearly all counts
+
+
+def test_messages_call_spectra_by_the_names_given():
+    extractor = XRFFeatureExtractor()
+    counts = np.ones((2, 2048))
+    counts[1, 7] = np.nan
+    with pytest.raises(ValueError, match="spectrum b of core-1 has nan in channel 7"):
+        extractor(counts, gain_kev=0.02, offset_kev=0.0, names=["a of core-1", "b of core-1"])
+    with pytest.raises(ValueError, match="gain_kev must be positive, but spectrum b has -1"):
+        extractor(np.ones((2, 2048)), gain_kev=[0.02, -1], offset_kev=0.0, names=["a", "b"])

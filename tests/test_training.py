@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState, GradientState
 from torch.utils.flop_counter import FlopCounterMode
 
 from configuration_xrf import XRFMaskedConfig
-from modeling_xrf import XRFForMaskedSpectrumModeling
+from modeling_xrf import XRFForMaskedSpectrumModeling, reconstruction_targets
 from training_xrf import (
     History,
     channel_statistics,
@@ -24,7 +24,6 @@ from training_xrf import (
     parameter_groups,
     read_progress,
     reconstruction_errors,
-    reconstruction_targets,
     save_checkpoint,
     training_flops,
     writing,
