@@ -24,6 +24,8 @@ COLUMN_NOTES = {
     "sample": "sample",
     "core": "core; no core, and no sample without a core, is in two splits",
     "depth_mm": "depth in the core, mm",
+    "x_mm": "position on the sample or of the stage, mm",
+    "y_mm": "position on the sample or of the stage, mm",
     "source": "file the spectrum comes from",
     "metadata": "other fields of the file, JSON",
     "target_units": "unit by target, JSON",

@@ -14,7 +14,7 @@ from .readers import ColumnMapping, find_sources, read_source
 from .spectrum import Spectrum
 
 SPLITS = ("train", "validation", "test")
-BUILDER_VERSION = "1.0.0"
+BUILDER_VERSION = "1.1.0"
 """To be raised with every change of what a corpus holds: caches and fingerprints carry it."""
 
 

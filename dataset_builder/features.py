@@ -21,6 +21,8 @@ FIXED_COLUMNS = {
     "sample": "string",
     "core": "string",
     "depth_mm": "float32",
+    "x_mm": "float32",
+    "y_mm": "float32",
     "source": "string",
     "metadata": "string",
     "target_units": "string",

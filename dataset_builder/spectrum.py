@@ -34,7 +34,8 @@ class Spectrum:
         tube_kv, tube_ua (`float`, *optional*): tube voltage in kV and current in microampere.
         anode, filter, instrument, detector (`str`, *optional*): as the file names them; `anode` is an element symbol.
         sample, core (`str`, *optional*): what was measured; splits keep the spectra of one core together.
-        depth_mm (`float`, *optional*): depth in the core.
+        depth_mm (`float`, *optional*): depth in the core, or position along it.
+        x_mm, y_mm (`float`, *optional*): position on the sample or of the stage.
         targets (`dict[str, float]`): reference values by target name, each in the unit that `target_units` gives.
         target_units (`dict[str, str]`): unit by target name, for example `"wt%"`.
         metadata (`dict[str, str]`): whatever else the file says.
@@ -58,6 +59,8 @@ class Spectrum:
     sample: str | None = None
     core: str | None = None
     depth_mm: float | None = None
+    x_mm: float | None = None
+    y_mm: float | None = None
     targets: dict[str, float] = field(default_factory=dict)
     target_units: dict[str, str] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from dataset_builder import Spectrum
 
 TEXTS = ("source", "sample", "core", "instrument", "detector", "anode", "filter")
-NUMBERS = ("depth_mm", "tube_kv", "tube_ua", "live_time_s", "real_time_s")
+NUMBERS = ("depth_mm", "x_mm", "y_mm", "tube_kv", "tube_ua", "live_time_s", "real_time_s")
 
 
 @dataclass

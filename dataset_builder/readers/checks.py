@@ -5,9 +5,14 @@ from collections.abc import Callable
 import numpy as np
 
 from ..spectrum import Spectrum, SpectrumFileError
+from .text import parse_number
 
 Reject = Callable[[SpectrumFileError], None]
 """Called with the error of every spectrum a reader leaves out; without one the reader raises it."""
+
+MAX_CHANNELS = 65_536
+MAX_COUNT = 2**40
+"""More counts in a channel than any detector makes in a year: the number is something else."""
 
 
 def checked_spectrum(path, place: str | None, on_reject: Reject | None, counts, **fields) -> Spectrum | None:
@@ -23,6 +28,14 @@ def checked_spectrum(path, place: str | None, on_reject: Reject | None, counts, 
         spectrum = Spectrum(counts=counts, source=path.name, **fields)
         if not np.any(spectrum.counts):
             raise ValueError("the spectrum must hold counts; all its channels are zero: was the shutter closed?")
+        if spectrum.counts.size > MAX_CHANNELS:
+            raise ValueError(f"a spectrum must have at most {MAX_CHANNELS} channels; found {spectrum.counts.size}.")
+        if spectrum.counts.max() > MAX_COUNT:
+            channel = int(np.argmax(spectrum.counts))
+            raise ValueError(
+                f"counts must be plausible, below {MAX_COUNT:.1e}; found {spectrum.counts[channel]:.4g} in channel "
+                f"{channel}: the file is damaged or this is not its column of counts."
+            )
         return spectrum
     except ValueError as error:
         reject(SpectrumFileError(path, str(error), place), on_reject)
@@ -36,17 +49,58 @@ def reject(error: SpectrumFileError, on_reject: Reject | None) -> None:
     on_reject(error)
 
 
-def number(path, place: str, text, name: str) -> float:
-    """The number in a text field, or a `SpectrumFileError` that names it."""
-    try:
-        return float(str(text).strip().strip('"'))
-    except ValueError:
-        raise SpectrumFileError(path, f"{name} must be a number; found {text!r}.", place) from None
+def check_declared(path, place: str | None, name: str, declared: float | None, found: float, tolerance: float = 0.0):
+    """Raise `SpectrumFileError` where the header declares another number than was found; `None` declares nothing.
+
+    Args:
+        name: what is counted, for example `"channels"` or `"total counts"`.
+        tolerance: largest relative difference that passes.
+    """
+    if declared is not None and abs(declared - found) > tolerance * max(abs(declared), abs(found)):
+        message = f"the header declares {declared:.15g} {name} but {found:.15g} were found: the file is damaged."
+        raise SpectrumFileError(path, message, place)
 
 
-def optional_number(path, place: str, text, name: str) -> float | None:
+def whole_counts(path, place: str | None, values) -> np.ndarray:
+    """The values as integer counts, shape `(channels,)`.
+
+    Raises:
+        SpectrumFileError: a value is no whole number from 0 to `MAX_COUNT`; the error names its channel.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    with np.errstate(invalid="ignore"):
+        wrong = ~((values >= 0) & (values <= MAX_COUNT) & (values == np.round(values)))
+    if wrong.any():
+        channel = int(np.argmax(wrong))
+        raise SpectrumFileError(
+            path,
+            f"counts must be whole numbers from 0 to {MAX_COUNT:.1e}; found {values[channel]:.6g} in channel "
+            f"{channel}: the file is damaged or this is not its column of counts.",
+            place,
+        )
+    return values.astype(np.int64)
+
+
+def number(path, place: str | None, text, name: str) -> float:
+    """The number in a text field (a decimal comma is allowed), or a `SpectrumFileError` that names it."""
+    value = parse_number(text)
+    if value is None:
+        raise SpectrumFileError(path, f"{name} must be a number; found {str(text)[:80]!r}.", place)
+    return value
+
+
+def optional_number(path, place: str | None, text, name: str) -> float | None:
     """Like `number`; an empty field or NaN gives `None`."""
     if text is None or str(text).strip().strip('"').lower() in ("", "nan", "none", "null"):
         return None
+    return number(path, place, text, name)
+
+
+def whole_number(path, place: str | None, text, name: str, lowest: int, highest: int) -> int:
+    """The whole number in a text field, from `lowest` to `highest`, or a `SpectrumFileError` that names it."""
     value = number(path, place, text, name)
-    return None if np.isnan(value) else value
+    if value != int(value) or not lowest <= value <= highest:
+        raise SpectrumFileError(
+            path, f"{name} must be a whole number from {lowest} to {highest}; found {str(text)[:80]!r}.", place
+        )
+    return int(value)

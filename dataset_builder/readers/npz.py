@@ -19,7 +19,7 @@ REFERENCE_UNITS = {
     "weight_percent": "wt%",
     "weight_percent_by_fundamental_parameters": "wt% (fundamental parameters)",
 }
-NUMBERS = ("gain_kev", "offset_kev", "live_time_s", "real_time_s", "tube_kv", "tube_ua", "depth_mm")
+NUMBERS = ("gain_kev", "offset_kev", "live_time_s", "real_time_s", "tube_kv", "tube_ua", "depth_mm", "x_mm", "y_mm")
 TEXTS = ("sample", "core", "detector", "anode", "filter", "instrument")
 
 

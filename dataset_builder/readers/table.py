@@ -16,7 +16,8 @@ from ..features import row_to_spectrum
 from ..spectrum import Spectrum, SpectrumFileError
 from .checks import Reject, checked_spectrum, optional_number, reject
 
-NUMBER_FIELDS = ("gain_kev", "offset_kev", "live_time_s", "real_time_s", "tube_kv", "tube_ua", "depth_mm")
+POSITION_FIELDS = ("depth_mm", "x_mm", "y_mm")
+NUMBER_FIELDS = ("gain_kev", "offset_kev", "live_time_s", "real_time_s", "tube_kv", "tube_ua", *POSITION_FIELDS)
 TEXT_FIELDS = ("anode", "filter", "instrument", "detector", "sample", "core")
 ROWS_AT_A_TIME = 256
 
