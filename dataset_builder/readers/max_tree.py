@@ -9,14 +9,14 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from ..spectrum import Spectrum, SpectrumFileError
-from .checks import Reject, checked_spectrum, optional_number, reject
+from .checks import Reject, checked_spectrum, numbers, optional_number, reject
+from .text import read_text, split_lines
 
 INFO_FILES = ("info.csv", "val.csv")
 DEPTH_COLUMNS = ("composite_depth_mm", "mid_depth_mm", "depth_mm")
 NUM_CHANNELS = 2048
+MAX_BYTES = 2**20  # of one spectrum, whose 2048 lines usually take 20 kB
 ACQUISITION = {
     "gain_kev": 0.02,
     "offset_kev": 0.0,
@@ -44,18 +44,31 @@ def read_max_tree(folder: Path, on_reject: Reject | None = None) -> Iterator[Spe
     for info_path in (folder / name for name in INFO_FILES):
         if not info_path.is_file():
             continue
-        with open(info_path, newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file)
-            if "dirname" not in (rows.fieldnames or ()):
-                raise SpectrumFileError(info_path, f"a column dirname must be there; found {rows.fieldnames}.")
-            for row in rows:
-                try:
-                    spectrum = _read_row(folder, info_path, f"line {rows.line_num}", row, target_name, on_reject)
-                except SpectrumFileError as error:
-                    reject(error, on_reject)
-                    continue
-                if spectrum is not None:
-                    yield spectrum
+        for place, row in _info_rows(info_path):
+            try:
+                spectrum = _read_row(folder, info_path, place, row, target_name, on_reject)
+            except SpectrumFileError as error:
+                reject(error, on_reject)
+                continue
+            if spectrum is not None:
+                yield spectrum
+
+
+def _info_rows(path):
+    """Place and entries by column of every line."""
+    lines = split_lines(read_text(path))
+    rows = csv.DictReader(lines)
+    try:
+        if "dirname" not in (rows.fieldnames or ()):
+            raise SpectrumFileError(path, f"a column dirname must be there; found {str(rows.fieldnames)[:200]}.")
+        for row in rows:
+            further = row.pop(None, None)
+            if further is not None:
+                message = f"a line must have as many entries as the header; {further[:3]} are too many."
+                raise SpectrumFileError(path, message, f"line {rows.line_num}")
+            yield f"line {rows.line_num}", row
+    except csv.Error as error:
+        raise SpectrumFileError(path, f"the file must be a table ({error}).", f"line {rows.line_num}") from None
 
 
 def _target_name(folder):
@@ -72,19 +85,21 @@ def _target_name(folder):
 
 def _read_row(folder, info_path, place, row, target_name, on_reject):
     name = row["dirname"] or ""
-    if not name or Path(name).name != name:
-        raise SpectrumFileError(info_path, f"dirname must be the name of a file in spe; found {name!r}.", place)
+    if not name.endswith(".csv") or Path(name).name != name or "\0" in name:
+        raise SpectrumFileError(info_path, f"dirname must be the name of a .csv file in spe; found {name!r}.", place)
     path = folder / "spe" / name
-    counts = _numbers(path)
-    if counts.size != NUM_CHANNELS:
-        raise SpectrumFileError(path, f"a spectrum must have {NUM_CHANNELS} lines; found {counts.size}.")
+    entries = _entries(path)
+    if len(entries) != NUM_CHANNELS:
+        raise SpectrumFileError(path, f"a spectrum must have {NUM_CHANNELS} lines; found {len(entries)}.")
+    counts = numbers(path, None, entries, "the count in channel")
     targets = {}
     if target_name is not None:
-        values = _numbers(folder / "target" / name)
-        if values.size != 1:
-            raise SpectrumFileError(folder / "target" / name, f"a target must be one number; found {values.size}.")
-        if np.isfinite(values[0]):
-            targets = {target_name: float(values[0])}
+        target_path = folder / "target" / name
+        entries = _entries(target_path)
+        if len(entries) != 1:
+            raise SpectrumFileError(target_path, f"a target must be one number; found {len(entries)}.")
+        value = optional_number(target_path, None, entries[0], target_name)
+        targets = {} if value is None else {target_name: value}
     depth = next((row[column] for column in DEPTH_COLUMNS if row.get(column)), None)
     known = ("dirname", "core", "composite_id", *DEPTH_COLUMNS[:2])
     return checked_spectrum(
@@ -97,20 +112,11 @@ def _read_row(folder, info_path, place, row, target_name, on_reject):
         depth_mm=optional_number(info_path, place, depth, "the depth"),
         targets=targets,
         target_units=dict.fromkeys(targets, "wt%"),
-        metadata={key: value for key, value in row.items() if key and key not in known and value},
+        metadata={key: value for key, value in row.items() if key not in known and value},
         **ACQUISITION,
     )
 
 
-def _numbers(path):
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise SpectrumFileError(path, f"the file is listed but cannot be read ({error.strerror}).") from None
-    numbers = []
-    for line, entry in enumerate(text.split(), start=1):
-        try:
-            numbers.append(float(entry))
-        except ValueError:
-            raise SpectrumFileError(path, f"every line must be a number; found {entry!r}.", f"line {line}") from None
-    return np.array(numbers)
+def _entries(path):
+    """The words of a file of one spectrum or one target."""
+    return read_text(path, MAX_BYTES).split()

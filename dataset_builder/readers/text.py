@@ -1,5 +1,6 @@
 """Text of instrument files: bounded reading, the encodings and line ends that occur, and strict numbers."""
 
+import os
 import re
 from pathlib import Path
 
@@ -8,36 +9,38 @@ from ..spectrum import SpectrumFileError
 MAX_FILE_BYTES = 256 * 2**20
 """No instrument writes a measurement this large; a larger file is refused before it fills the memory."""
 
-_NUMBER = re.compile(r"[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d{1,3})?")
+_NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d{1,3})?")
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
     """The whole file.
 
     Raises:
-        SpectrumFileError: it cannot be opened, is empty, or is larger than `MAX_FILE_BYTES`.
+        SpectrumFileError: it cannot be opened, is empty, or is larger than `max_bytes`.
     """
     try:
         with open(path, "rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
+            # Asked for many bytes, `read` reserves them all; pipes and devices have the size 0.
+            num_bytes = os.fstat(file.fileno()).st_size or max_bytes
+            content = file.read(min(num_bytes, max_bytes) + 1)
     except OSError as error:
         raise SpectrumFileError(path, f"the file cannot be read ({error.strerror}).") from None
     if not content:
         raise SpectrumFileError(path, "the file is empty; copy it again.")
-    if len(content) > MAX_FILE_BYTES:
+    if len(content) > max_bytes:
         raise SpectrumFileError(
-            path, f"a file of one measurement must not exceed {MAX_FILE_BYTES // 2**20} MiB; this one is larger."
+            path, f"a file of one measurement must not exceed {max_bytes // 2**20} MiB; this one is larger."
         )
     return content
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, max_bytes: int = MAX_FILE_BYTES) -> str:
     """The whole file as text: UTF-16 or UTF-8 by its byte order mark, else UTF-8 where valid, else Windows-1252.
 
     Raises:
         SpectrumFileError: as `read_bytes`.
     """
-    return decode(read_bytes(path))
+    return decode(read_bytes(path, max_bytes))
 
 
 def decode(content: bytes) -> str:

@@ -1,15 +1,23 @@
-"""Physics simulation of XRF spectra: sediment cores of known composition under a modelled instrument."""
+"""Physics simulation of XRF spectra: samples of known composition under a modelled instrument."""
 
-from .cores import simulate_sediment_cores
 from .forward import ForwardModel
-from .instrument import AVAATECH_10KV, InstrumentModel
-from .sample import TARGET_NAMES, TARGET_UNITS
+from .instrument import InstrumentModel
+from .presets import AVAATECH_10KV, PRESETS, instrument_model
+from .sample import SAMPLE_MODELS, SampleModel, sample_model
+from .source import SimulatedBatch, SimulatedSource
+from .targets import TARGET_NAMES, TARGET_UNITS
 
 __all__ = [
     "AVAATECH_10KV",
     "ForwardModel",
     "InstrumentModel",
+    "PRESETS",
+    "SAMPLE_MODELS",
+    "SampleModel",
+    "SimulatedBatch",
+    "SimulatedSource",
     "TARGET_NAMES",
     "TARGET_UNITS",
-    "simulate_sediment_cores",
+    "instrument_model",
+    "sample_model",
 ]

@@ -1,116 +1,79 @@
-"""Simulated sediment cores: composition that varies smoothly down-core, measured by a drifting instrument.
+"""Cores: compositions that vary smoothly with depth, with climate cycles, a trend, turbidites, ash layers and beds.
 
-Every core has its own random stream, made from the seed and the core's number, so a core is the same whatever other
-cores are simulated, in which process, and in what batches.
+Every latent of a `SampleModel` follows a history of its own along the core. Its parts add up to unit variance over
+many cores, so the samples of cores have the spread that independent samples have; events come on top.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
-from ..spectrum import Spectrum
-from .forward import ForwardModel
-from .instrument import AVAATECH_10KV, InstrumentModel, draw_states
-from .sample import (
-    COMPONENTS,
-    REFERENCE_SOLIDS,
-    REFERENCE_WATER,
-    TARGET_NAMES,
-    TARGET_UNITS,
-    component_elements,
-    weight_percent_labels,
-    wet_mass_fractions,
-)
+from .sample import Composition, SampleModel
 
-BLOCK_SIZE = 128
-"""Spectra of a core computed at a time; fixed, so that rounding never depends on how a caller batches."""
-
-# Standard deviations of ln(mass) between cores, the biogenic and redox-sensitive components varying the most.
-CORE_LOG_SD = {
-    "calcite": 1.6,
-    "opal": 0.8,
-    "organic_matter": 0.6,
-    "pyrite": 0.8,
-    "manganese_oxide": 0.9,
-    "barite": 0.6,
-    "pyroxene": 0.8,
-}
-OTHER_CORE_LOG_SD = 0.3
-DOWNCORE_SHARE = 0.45
-"""Down-core standard deviation of ln(mass) relative to that between cores."""
-EVENTS_PER_METRE = 0.6
-"""Turbidites and ash layers: intervals in which the detrital part is multiplied."""
-DETRITAL = ("quartz", "plagioclase", "potassium_feldspar", "pyroxene", "ilmenite", "rutile")
 DEPTH_STEP_MM = 10.0
 
+# Shares of a latent's standard deviation; what is left of its variance is the core's own level.
+HISTORY_SHARE = 0.4
+TREND_SHARE = 0.2
+SCATTER_SHARE = 0.1
+CLIMATE_SHARES = {
+    "calcite": 0.5,
+    "opal": -0.3,
+    "organic_matter": -0.25,
+    "quartz": -0.35,
+    "illite": -0.35,
+    "chlorite": -0.35,
+    "plagioclase": -0.3,
+}
+"""Glacial mud is poor in carbonate and rich in detritus in most cores; the sign is drawn for each core."""
 
-@dataclass(frozen=True)
-class SedimentCore:
-    """Composition of one core at its measured depths (D depths).
+MEDIAN_SEDIMENTATION_MM_PER_KYR, SEDIMENTATION_LOG_SD = 40.0, 0.7
+ORBITAL_CYCLES_KYR = {41.0: 0.6, 23.0: 0.4}
+"""Period and weight of obliquity and precession, beside the saw-tooth of 100 kyr (weight 1)."""
+GLACIAL_CYCLE_KYR = 100.0
 
-    Args:
-        name (`str`): core name.
-        depth_mm (`np.ndarray` of shape `(D,)`): depth of each spectrum.
-        wet (`np.ndarray` of shape `(D, elements)`): mass fractions of the wet sediment.
-        labels (`np.ndarray` of shape `(D, len(TARGET_NAMES))`): wt% of dry sediment.
-    """
+COMPACTION_SD_PER_M = 0.1
+"""How much the fluid's latent falls with depth."""
+ORGANIC_DECAY, ORGANIC_DECAY_DEPTH_MM = 0.3, 500.0
+"""Share (in ln) of organic matter that is eaten below the surface, and the depth scale of it."""
 
-    name: str
+TURBIDITES_PER_METRE, TURBIDITE_THICKNESS_MM = 0.5, 80.0
+COARSE = ("quartz", "plagioclase", "potassium_feldspar", "pyroxene", "ilmenite", "rutile", "zircon")
+FINE = ("illite", "smectite", "kaolinite")
+ASH_LAYERS_PER_METRE, ASH_THICKNESS_MM, ASH_MIXING_MM = 0.15, 15.0, 25.0
+GLASSES = ("rhyolitic_glass", "basaltic_glass")
+BED_THICKNESS_MM = 400.0
+"""Mean thickness of the beds of a drill core: the stretches that follow one assemblage."""
+
+
+@dataclass(frozen=True, eq=False)
+class Core:
+    """Compositions from the top of a core down, at `depth_mm` (`np.ndarray` of shape `(B,)`)."""
+
     depth_mm: np.ndarray
-    wet: np.ndarray
-    labels: np.ndarray
+    composition: Composition
 
 
-def core_name(core_index: int) -> str:
-    """Name of the simulated core with this number."""
-    return f"simulated-{core_index:05d}"
+def draw_core(model: SampleModel, num_samples: int, rng: np.random.Generator) -> Core:
+    """A core of any sample model; where the model has several assemblages, a drill core through beds of them."""
+    depth_mm = DEPTH_STEP_MM * np.arange(num_samples)
+    flat = np.full(num_samples, rng.random() < model.flat_share)
+    bed = _bed_numbers(depth_mm, rng)
+    kind = model.draw_kinds(bed[-1] + 1, rng)[bed]
 
+    climate_share = np.zeros(model.num_latents)
+    sensitive = [component for component in CLIMATE_SHARES if component in model.components]
+    climate_share[model.latent_columns(sensitive)] = [CLIMATE_SHARES[component] for component in sensitive]
+    level_share = np.sqrt(1 - HISTORY_SHARE**2 - TREND_SHARE**2 - SCATTER_SHARE**2 - climate_share**2)
 
-def spectra_per_core(num_spectra: int, num_cores: int) -> list[int]:
-    """Lengths of the cores, as equal as they can be.
-
-    Raises:
-        ValueError: there are no cores, or fewer spectra than cores.
-    """
-    if num_cores < 1 or num_spectra < num_cores:
-        raise ValueError(
-            f"num_cores must be at least 1 and at most num_spectra; got {num_cores} cores for {num_spectra} spectra."
-        )
-    shorter, longer = divmod(num_spectra, num_cores)
-    return [shorter + (core < longer) for core in range(num_cores)]
-
-
-def draw_core(core_index: int, num_spectra: int, rng: np.random.Generator) -> SedimentCore:
-    """Draw provenance, down-core history, events and pore water of one core."""
-    depth_mm = DEPTH_STEP_MM * np.arange(num_spectra)
-    core_sd = np.array([CORE_LOG_SD.get(component, OTHER_CORE_LOG_SD) for component in COMPONENTS])
-    log_mass = np.log([REFERENCE_SOLIDS[component] for component in COMPONENTS])
-    log_mass = log_mass + core_sd * rng.standard_normal(len(COMPONENTS))
-    history = smooth_history(depth_mm, rng.uniform(100, 800), len(COMPONENTS), rng)  # (D, components)
-    log_mass = log_mass + DOWNCORE_SHARE * core_sd * history
-    log_mass = log_mass + 0.05 * rng.standard_normal(log_mass.shape)
-    log_mass = log_mass + _events(depth_mm, rng)
-
-    # Anoxic, organic-rich mud keeps its sulphide: pyrite follows organic matter.
-    organic, pyrite = COMPONENTS.index("organic_matter"), COMPONENTS.index("pyrite")
-    log_mass[:, pyrite] += 0.7 * (log_mass[:, organic] - np.log(REFERENCE_SOLIDS["organic_matter"]))
-    solids = np.exp(log_mass)
-    solids /= solids.sum(axis=1, keepdims=True)
-
-    # Soft organic and siliceous mud holds more pore water, compacted mud less.
-    opal = COMPONENTS.index("opal")
-    logit = np.log(REFERENCE_WATER / (1 - REFERENCE_WATER)) + 0.25 * rng.standard_normal()
-    logit = logit + 0.25 * (log_mass[:, organic] - np.log(REFERENCE_SOLIDS["organic_matter"]))
-    logit = logit + 0.8 * (solids[:, opal] - REFERENCE_SOLIDS["opal"])
-    logit = logit - 0.3 * depth_mm / 1e4 + 0.08 * rng.standard_normal(num_spectra)
-    pore_water = 1 / (1 + np.exp(-logit))
-
-    dry = solids @ component_elements()
-    return SedimentCore(
-        core_name(core_index), depth_mm, wet_mass_fractions(dry, pore_water), weight_percent_labels(solids, dry)
-    )
+    latents = level_share * rng.standard_normal(model.num_latents)
+    latents = latents + HISTORY_SHARE * smooth_history(depth_mm, rng.uniform(100, 800), model.num_latents, rng)
+    latents += climate_share * rng.choice([-1.0, 1.0], p=[0.25, 0.75]) * climate_history(depth_mm, rng)[:, None]
+    ramp = np.linspace(-1, 1, num_samples)[:, None] * np.sqrt(3)  # unit variance along the core
+    latents += TREND_SHARE * ramp * rng.standard_normal(model.num_latents)
+    latents += SCATTER_SHARE * rng.standard_normal(latents.shape)
+    latents[:, model.latent_columns(["fluid"])] -= COMPACTION_SD_PER_M * 1e-3 * depth_mm[:, None]
+    return Core(depth_mm, model.compose(kind, flat, latents, _events(model, depth_mm, rng)))
 
 
 def smooth_history(depth_mm, correlation_mm: float, num_series: int, rng: np.random.Generator) -> np.ndarray:
@@ -126,81 +89,51 @@ def smooth_history(depth_mm, correlation_mm: float, num_series: int, rng: np.ran
     return history
 
 
-def _events(depth_mm, rng):
-    """What event layers add to ln(mass), shape `(D, components)`."""
-    shift = np.zeros((len(depth_mm), len(COMPONENTS)))
-    detrital = [COMPONENTS.index(component) for component in DETRITAL]
-    for _ in range(rng.poisson(EVENTS_PER_METRE * depth_mm[-1] / 1e3)):
-        top, thickness = rng.uniform(0, depth_mm[-1]), rng.exponential(60.0)
-        inside = (depth_mm >= top) & (depth_mm < top + thickness)
-        shift[np.ix_(inside, detrital)] += rng.normal(0.9, 0.4) + 0.3 * rng.standard_normal(len(detrital))
-    return shift
+def climate_history(depth_mm, rng: np.random.Generator) -> np.ndarray:
+    """Glacial cycles with slow cooling and abrupt terminations, obliquity and precession; unit variance, shape `(D,)`.
 
-
-@lru_cache(maxsize=4)
-def forward_model(instrument: InstrumentModel) -> ForwardModel:
-    """The forward model of an instrument, made once a process: a builder asks for core after core."""
-    return ForwardModel(instrument)
-
-
-def simulate_core(model: ForwardModel, seed: int, core_index: int, num_spectra: int) -> Iterator[list[Spectrum]]:
-    """Spectra of one core from its top down, in lists of at most `BLOCK_SIZE`."""
-    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(core_index,)))
-    core = draw_core(core_index, num_spectra, rng)
-    states = draw_states(model.instrument, num_spectra, rng)
-    instrument = model.instrument
-    for start in range(0, num_spectra, BLOCK_SIZE):
-        rows = slice(start, min(start + BLOCK_SIZE, num_spectra))
-        counts = rng.poisson(model.expected_counts(core.wet[rows], states[rows])).astype(np.int32)
-        yield [
-            Spectrum(
-                counts=counts[i],
-                gain_kev=instrument.gain_kev,
-                offset_kev=instrument.offset_kev,
-                live_time_s=instrument.live_time_s,
-                tube_kv=instrument.tube_kv,
-                tube_ua=instrument.tube_ua,
-                anode=instrument.anode,
-                instrument=instrument.name,
-                sample=f"{core.name} {depth_mm:.0f} mm",
-                core=core.name,
-                depth_mm=float(depth_mm),
-                targets=dict(zip(TARGET_NAMES, labels.tolist(), strict=True)),
-                target_units=TARGET_UNITS,
-                source=f"simulation, seed {seed}",
-            )
-            for i, (depth_mm, labels) in enumerate(zip(core.depth_mm[rows], core.labels[rows], strict=True))
-        ]
-
-
-def simulate_sediment_cores(
-    num_spectra: int,
-    num_cores: int,
-    seed: int,
-    instrument: InstrumentModel | None = None,
-    batch_size: int = 256,
-    core_indices=None,
-) -> Iterator[list[Spectrum]]:
-    """Simulate marine sediment cores on a core scanner, a batch at a time (memory stays flat).
-
-    Args:
-        num_spectra, num_cores (`int`): spectra in all, spread evenly over the cores, one every `DEPTH_STEP_MM`.
-        seed (`int`): the same seed gives the same spectra.
-        instrument (`InstrumentModel`, *optional*): `AVAATECH_10KV` if not given.
-        batch_size (`int`): spectra in every list but the last; has no influence on them.
-        core_indices (sequence of `int`, *optional*): simulate only these of the `num_cores` cores.
-
-    Yields:
-        `list[Spectrum]`: core after core, each from its top down, with targets `TARGET_NAMES` in wt% of dry sediment.
+    The ages come from a sedimentation rate that is drawn for the core.
     """
-    lengths = spectra_per_core(num_spectra, num_cores)
-    model = forward_model(instrument or AVAATECH_10KV)
-    waiting = []
-    for core_index in range(num_cores) if core_indices is None else core_indices:
-        for block in simulate_core(model, seed, core_index, lengths[core_index]):
-            waiting.extend(block)
-            while len(waiting) >= batch_size:
-                yield waiting[:batch_size]
-                waiting = waiting[batch_size:]
-    if waiting:
-        yield waiting
+    rate = MEDIAN_SEDIMENTATION_MM_PER_KYR * np.exp(SEDIMENTATION_LOG_SD * rng.standard_normal())
+    age_kyr = np.asarray(depth_mm) / rate + rng.uniform(0, GLACIAL_CYCLE_KYR)
+    history = np.sqrt(12) * ((age_kyr / GLACIAL_CYCLE_KYR) % 1 - 0.5)
+    variance = 1.0
+    for period_kyr, weight in ORBITAL_CYCLES_KYR.items():
+        phase = 2 * np.pi * (age_kyr / period_kyr + rng.random())
+        history = history + weight * np.sqrt(2) * np.sin(phase)
+        variance += weight**2
+    return history / np.sqrt(variance)
+
+
+def _bed_numbers(depth_mm, rng):
+    """Number of the bed at every depth, shape `(D,)`; beds have exponential thicknesses."""
+    num_borders = rng.poisson(depth_mm[-1] / BED_THICKNESS_MM)
+    return np.searchsorted(np.sort(rng.uniform(0, depth_mm[-1], num_borders)), depth_mm)
+
+
+def _events(model, depth_mm, rng):
+    """What decay, turbidites and ash layers add to the logarithms of the components' masses, shape `(D, C)`."""
+    shift = np.zeros((len(depth_mm), len(model.components)))
+    columns = {name: model.components.index(name) for name in model.components}
+    if "organic_matter" in columns:
+        shift[:, columns["organic_matter"]] -= ORGANIC_DECAY * -np.expm1(-depth_mm / ORGANIC_DECAY_DEPTH_MM)
+    coarse = [columns[name] for name in COARSE if name in columns]
+    fine = [columns[name] for name in FINE if name in columns]
+    glasses = [columns[name] for name in GLASSES if name in columns]
+
+    for _ in range(rng.poisson(TURBIDITES_PER_METRE * 1e-3 * depth_mm[-1])):
+        # Sharp at its base, the deepest point, and finer upwards.
+        base_mm, thickness_mm = rng.uniform(0, depth_mm[-1]), rng.exponential(TURBIDITE_THICKNESS_MM)
+        inside = (depth_mm <= base_mm) & (depth_mm > base_mm - thickness_mm)
+        height = ((base_mm - depth_mm[inside]) / thickness_mm)[:, None]
+        strength = rng.normal(1.2, 0.4) + 0.3 * rng.standard_normal(len(coarse))
+        shift[np.ix_(inside, coarse)] += strength * (1 - height)
+        shift[np.ix_(inside, fine)] += 0.4 * height
+
+    for _ in range(rng.poisson(ASH_LAYERS_PER_METRE * 1e-3 * depth_mm[-1]) if glasses else 0):
+        # Pure at its base; animals mixed the upper part into the mud that settled later.
+        base_mm, thickness_mm = rng.uniform(0, depth_mm[-1]), rng.exponential(ASH_THICKNESS_MM)
+        above_mm = np.maximum(base_mm - thickness_mm - depth_mm, 0)
+        mixed = np.where(depth_mm <= base_mm, np.exp(-above_mm / ASH_MIXING_MM), 0)
+        shift[:, rng.choice(glasses)] += np.log1p(np.exp(rng.normal(6, 1)) * mixed)
+    return shift

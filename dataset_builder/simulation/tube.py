@@ -1,62 +1,60 @@
-"""Spectrum of an X-ray tube after Ebel: continuum and characteristic lines.
+"""Spectrum of an X-ray tube after Ebel: continuum and characteristic K and L lines.
 
 H. Ebel, X-Ray Spectrom. 28, 255 (1999) for the continuum and K lines; H. Ebel, X-Ray Spectrom. 32, 46 (2003) and
-Adv. X-ray Anal. 49, 267 (2006) for L lines. Intensities are in photons per second, mA and steradian.
+Adv. X-ray Anal. 49, 267 (2006) for L lines. Intensities are in photons per second, mA and steradian. The anode's M
+lines (W: 1.8 keV) are left out.
 """
 
 import numpy as np
 import xraylib
 
 from . import atomic_data
+from .atomic_data import ExcitationAxis
+from .materials import material
 
 CONTINUUM_CONSTANT = 1.35e9  # photons / (s mA sr keV)
-K_LINE_CONSTANT = 5.0e13  # photons / (s mA sr)
-L_LINE_CONSTANTS = {"L1": 0.71e13, "L2": 2.70e13, "L3": 4.94e13}  # photons / (s mA sr)
+LINE_CONSTANTS = {"K": 5.0e13, "L1": 0.71e13, "L2": 2.70e13, "L3": 4.94e13}  # photons / (s mA sr)
 STOPPING_FACTORS = {"K": 2 * 0.35, "L": 8 * 0.25}  # number of electrons in the shell times b
 
 
 def tube_photons(
     anode: str,
     tube_kv: float,
-    bin_width_kev: float = 0.1,
     electron_angle_deg: float = 60.0,
     takeoff_angle_deg: float = 30.0,
     window_um: float = 125.0,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[ExcitationAxis, np.ndarray]:
     """Photons that leave the tube through its beryllium window.
 
     Args:
         anode: element symbol.
         tube_kv: tube voltage, the highest photon energy in keV.
-        bin_width_kev: width of the continuum's bins.
         electron_angle_deg, takeoff_angle_deg: of the electrons and of the used beam, both to the anode's surface.
         window_um: thickness of the beryllium window in micrometre.
 
     Returns:
-        `(energy_kev, photons, bin_width_kev)`, each of shape `(bins + lines,)`: first the continuum by bin centre,
-        then the characteristic lines, whose width is 0.
+        `(axis, photons)`: bins of the continuum and the anode's lines, and the photons in each, of shape `(E,)`.
     """
-    edges_kev = np.linspace(
-        atomic_data.LOWEST_ENERGY_KEV, tube_kv, 1 + round((tube_kv - atomic_data.LOWEST_ENERGY_KEV) / bin_width_kev)
-    )
-    energy_kev, width_kev = 0.5 * (edges_kev[1:] + edges_kev[:-1]), np.diff(edges_kev)
-    lines = atomic_data.emission_lines(anode, tube_kv)
-    line_kev = np.array([line.energy_kev for line in lines])
-
+    lines = anode_lines(anode, tube_kv)
+    axis = ExcitationAxis(tube_kv, tuple(line.energy_kev for line in lines))
     geometry = np.sin(np.radians(electron_angle_deg)) / np.sin(np.radians(takeoff_angle_deg))
+
+    node_kev = np.minimum(axis.nodes_kev.ravel(), tube_kv * (1 - 1e-9))  # the last bin may reach above the voltage
     atomic_number = xraylib.SymbolToAtomicNumber(anode)
     exponent = 1.109 - 0.00435 * atomic_number + 0.00175 * tube_kv
-    escape = _escape(anode, tube_kv, energy_kev, energy_kev, geometry)
-    continuum = CONTINUUM_CONSTANT * atomic_number * (tube_kv / energy_kev - 1) ** exponent * escape * width_kev
+    continuum = CONTINUUM_CONSTANT * atomic_number * (tube_kv / node_kev - 1) ** exponent
+    continuum *= _escape(anode, tube_kv, node_kev, node_kev, geometry)
+    continuum = continuum.reshape(axis.nodes_kev.shape).mean(axis=1) * axis.width_kev[: axis.num_bins]
 
-    edge_kev = np.array([line.edge_kev for line in lines])
+    line_kev, edge_kev = np.array([[line.energy_kev, line.edge_kev] for line in lines]).reshape(-1, 2).T
     characteristic = _line_yields(anode, lines, tube_kv) * _escape(anode, tube_kv, line_kev, edge_kev, geometry)
+    transmission = material("Be").transmission(axis.energy_kev, 1e-4 * window_um)
+    return axis, np.concatenate([continuum, characteristic]) * transmission
 
-    energies = np.concatenate([energy_kev, line_kev])
-    window_g_cm2 = xraylib.ElementDensity(4) * window_um * 1e-4
-    transmission = np.exp(-atomic_data.mass_attenuation(["Be"], energies)[0] * window_g_cm2)
-    photons = np.concatenate([continuum, characteristic]) * transmission
-    return energies, photons, np.concatenate([width_kev, np.zeros(len(lines))])
+
+def anode_lines(anode: str, tube_kv: float) -> list[atomic_data.EmissionLine]:
+    """The K and L lines that the tube's electrons excite in the anode."""
+    return [line for line in atomic_data.emission_lines(anode) if line.shell[0] in "KL" and line.edge_kev < tube_kv]
 
 
 def _escape(anode, tube_kv, photon_kev, ionised_kev, geometry):
@@ -109,17 +107,9 @@ def _line_yields(anode, lines, tube_kv) -> np.ndarray:
             + 0.009583 * atomic_number * np.exp(-overvoltage)
             + 0.001141 * tube_kv
         )
-        if line.shell == "K":
-            constant, shell = K_LINE_CONSTANT, xraylib.K_SHELL
-        else:
-            # Ebel's constants go with one mean fluorescence yield of the L shell; xraylib's L3 yield stands for it.
-            constant, shell = L_LINE_CONSTANTS[line.shell], xraylib.L3_SHELL
-            constant *= 1.0 if line.shell == "L3" else l_correction
-        yields[i] = (
-            constant
-            * stopping
-            * backscattering
-            * xraylib.FluorYield(atomic_number, shell)
-            * xraylib.RadRate(atomic_number, line.code)
-        )
+        # Ebel's constants go with one mean fluorescence yield of the L shell; xraylib's L3 yield stands for it.
+        shell = xraylib.K_SHELL if line.shell == "K" else xraylib.L3_SHELL
+        correction = l_correction if line.shell in ("L1", "L2") else 1.0
+        yields[i] = LINE_CONSTANTS[line.shell] * correction * stopping * backscattering * line.rate
+        yields[i] *= xraylib.FluorYield(atomic_number, shell)
     return yields
