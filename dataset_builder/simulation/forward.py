@@ -4,8 +4,10 @@ Names of the axes: B spectra, Z elements, E excitation energies (tube continuum 
 """
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 from . import detector, electronics
 from .atomic_data import ELEMENTS
@@ -196,14 +198,20 @@ class ForwardModel:
             raise ValueError(
                 f"mass_fractions must have shape (B, {len(ELEMENTS)}), H to U; got {mass_fractions.shape}."
             )
-        emission = self.emission(mass_fractions, state.water_film_um)
+        with _linear_algebra().limit(limits=1, user_api="blas"):
+            ideal = self._ideal_counts(mass_fractions, state.water_film_um)
+        return electronics.recorded_counts(ideal, self.instrument, state, self._counts_per_intensity)
+
+    def _ideal_counts(self, mass_fractions, water_film_um):
+        """Counts of a detector with perfect electronics per photon in the beam, shape `(B, channels)`."""
+        emission = self.emission(mass_fractions, water_film_um)
         _, response = self._sample(tuple(ELEMENTS.index(element) for element in emission.sample.elements))
         ideal = emission.fluorescence @ response + self._fixed  # (B, channels)
         for scattered, scatter_response in zip(
             (emission.rayleigh, emission.compton), self._scatter_response, strict=True
         ):
             ideal += scattered.astype(np.float32) @ scatter_response
-        return electronics.recorded_counts(ideal, self.instrument, state, self._counts_per_intensity)
+        return ideal
 
 
 def polycapillary_transmission(energy_kev, half_kev: float) -> np.ndarray:
@@ -213,6 +221,13 @@ def polycapillary_transmission(energy_kev, half_kev: float) -> np.ndarray:
     no longer accept the whole source: C. A. MacDonald and W. M. Gibson, X-Ray Spectrom. 32, 258 (2003).
     """
     return 1 / (1 + (np.asarray(energy_kev) / half_kev) ** 2)
+
+
+@cache
+def _linear_algebra() -> ThreadpoolController:
+    """Holds numpy's matrix products to one thread: several would wait for each other over products this small, and
+    make the last digits, and with them the drawn counts, depend on the machine."""
+    return ThreadpoolController()
 
 
 def _rows(fractions: dict[str, float]) -> np.ndarray:
