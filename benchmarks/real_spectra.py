@@ -71,12 +71,11 @@ def build_corpora(data: Path, folder: Path) -> tuple[Path, Path]:
     """The unlabelled spectra, and the mudrocks: instrument A to train on, instrument B as the test split."""
     import pyarrow.parquet as pq
 
-    from dataset_builder import build_corpus, read_spectra, spectra_to_table
+    from dataset_builder import Recipe, build_corpus, read_spectra, spectra_to_table
     from files_xrf import atomic_folder
 
-    unlabelled = build_corpus(
-        sorted((data / "unlabelled").glob("*.npz")), folder / "unlabelled", validation_fraction=0.1, test_fraction=0.0
-    )
+    recipe = replace(Recipe.from_yaml("real_mixed"), test_fraction=0.0)
+    unlabelled = build_corpus(recipe=recipe, data_root=data / "unlabelled", output_dir=folder / "unlabelled")
     mudrocks = folder / "mudrocks"
     if not mudrocks.exists():
         with atomic_folder(mudrocks) as temporary:

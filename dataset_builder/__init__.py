@@ -1,4 +1,4 @@
-"""Spectra from instrument files, tables and physics to an Arrow or Parquet corpus.
+"""Spectra from instrument files, tables and physics to a Parquet corpus.
 
 Names are imported when they are first used, so `import dataset_builder` needs only numpy.
 """
@@ -12,6 +12,7 @@ _MODULE_OF = {
     "row_to_spectrum": "features",
     "spectra_to_table": "features",
     "spectrum_features": "features",
+    "table_schema": "features",
     "table_to_spectra": "features",
     "ColumnMapping": "readers",
     "iter_spectra": "readers",
@@ -19,10 +20,14 @@ _MODULE_OF = {
     "check_groups_separated": "splits",
     "group_names": "splits",
     "split_by_group": "splits",
-    "simulate_sediment_cores": "simulation",
-    "XRFBuilderConfig": "config",
+    "SimulatedSource": "simulation",
+    "FilesPart": "recipe",
+    "Recipe": "recipe",
+    "SimulationPart": "recipe",
+    "LeakageError": "builder",
     "XRFDatasetBuilder": "builder",
     "build_corpus": "corpus",
+    "simulated_recipe": "corpus",
 }
 
 __all__ = ["Spectrum", "SpectrumFileError", *_MODULE_OF]

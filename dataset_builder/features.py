@@ -32,8 +32,8 @@ FIXED_COLUMNS = {
 _SCALAR_FIELDS = [name for name in FIXED_COLUMNS if name not in ("counts", "metadata", "target_units")]
 
 
-def spectrum_features(target_names=()):
-    """The `datasets.Features` of a corpus.
+def table_schema(target_names=()):
+    """The `pyarrow.Schema` of a corpus.
 
     Args:
         target_names (sequence of `str`): one float32 column each, null where a target was not determined. The units
@@ -42,7 +42,7 @@ def spectrum_features(target_names=()):
     Raises:
         ValueError: a target has the name of a fixed column, or two targets have one name.
     """
-    from datasets import Features, List, Value
+    import pyarrow as pa
 
     target_names = list(target_names)
     clashes = sorted(set(target_names) & set(FIXED_COLUMNS))
@@ -50,14 +50,24 @@ def spectrum_features(target_names=()):
         raise ValueError(
             f"Target names must be unique and differ from the fixed columns; rename {clashes or target_names}."
         )
-    features = {
-        name: List(Value("float32")) if name == "counts" else Value(dtype) for name, dtype in FIXED_COLUMNS.items()
-    }
-    return Features({**features, **{name: Value("float32") for name in target_names}})
+    types = {"list<float32>": pa.list_(pa.float32()), "string": pa.string()}
+    types |= {"float32": pa.float32(), "float64": pa.float64()}
+    columns = {name: types[dtype] for name, dtype in FIXED_COLUMNS.items()}
+    return pa.schema({**columns, **dict.fromkeys(target_names, pa.float32())})
+
+
+def spectrum_features(target_names=()):
+    """The `datasets.Features` of a corpus.
+
+    Args and errors as `table_schema`.
+    """
+    from datasets import Features
+
+    return Features.from_arrow_schema(table_schema(target_names))
 
 
 def spectra_to_table(spectra, target_names=(), target_units=None):
-    """Spectra as a `pyarrow.Table` with the schema of `spectrum_features(target_names)`.
+    """Spectra as a `pyarrow.Table` with the schema `table_schema(target_names)`.
 
     Args:
         spectra (sequence of `Spectrum`): their channel numbers may differ.
@@ -66,20 +76,32 @@ def spectra_to_table(spectra, target_names=(), target_units=None):
     """
     import pyarrow as pa
 
-    schema = spectrum_features(target_names).arrow_schema
+    schema = table_schema(target_names)
     ends = np.cumsum([0] + [spectrum.counts.size for spectrum in spectra])
     values = np.concatenate([np.zeros(0, np.float32)] + [s.counts.astype(np.float32) for s in spectra])
     columns = {"counts": pa.ListArray.from_arrays(pa.array(ends, pa.int32()), pa.array(values))}
     for name in _SCALAR_FIELDS:
-        columns[name] = pa.array([getattr(spectrum, name) for spectrum in spectra], schema.field(name).type)
-    columns["metadata"] = pa.array(
-        [json.dumps(s.metadata, ensure_ascii=False) if s.metadata else None for s in spectra], pa.string()
-    )
+        values = [getattr(spectrum, name) for spectrum in spectra]
+        columns[name] = (
+            _texts(values) if FIXED_COLUMNS[name] == "string" else pa.array(values, schema.field(name).type)
+        )
+    metadata = [json.dumps(s.metadata, ensure_ascii=False) if s.metadata else None for s in spectra]
+    columns["metadata"] = _texts(metadata)
     units = json.dumps({name: (target_units or {}).get(name, "") for name in target_names}, ensure_ascii=False)
     columns["target_units"] = pa.array([units] * len(spectra), pa.string())
     for name in target_names:
         columns[name] = pa.array([s.targets.get(name) for s in spectra], pa.float32(), from_pandas=True)
     return pa.Table.from_arrays([columns[field.name].cast(field.type) for field in schema], schema=schema)
+
+
+def _texts(values):
+    """A `pyarrow` array of `str` or `None`; bytes of a file's name that are no text become question marks."""
+    import pyarrow as pa
+
+    try:
+        return pa.array(values, pa.string())
+    except UnicodeEncodeError:
+        return pa.array([value and value.encode("utf-8", "replace").decode() for value in values], pa.string())
 
 
 def row_to_spectrum(row: dict) -> Spectrum:

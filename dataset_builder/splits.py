@@ -1,9 +1,50 @@
 """Splits by group: spectra of one core (or one sample) are correlated, so they stay on one side of every split."""
 
 import hashlib
-from collections import Counter
+import re
+from collections import Counter, defaultdict
+from pathlib import PurePosixPath
 
 import numpy as np
+
+LOCAL_NAME = re.compile(
+    r"(acquisition|line|measurement|pixel|pmc|point|position|pt|row|scan|spectrum|spot)[\s._#-]*\d+", re.IGNORECASE
+)
+"""Names that count the measurements of one map or session; point 7 of two maps is not the same point."""
+
+
+def cores_and_samples(cores, samples, sources, core_pattern: str | None = None) -> tuple[list, list]:
+    """Names that mean the same everywhere in a corpus, from those that stand in the files.
+
+    A spectrum without a core gets the one that `core_pattern` finds in its sample's name. Where it has none, a
+    sample's name of the form `LOCAL_NAME` is preceded by the source, or by the source's folder where the source has
+    one sample only; a spectrum with neither core nor sample is named by its source. All spectra of a source must be
+    given together.
+
+    Args:
+        cores, samples, sources (sequences of `str` or `None`, same length).
+        core_pattern (`str`, *optional*): regular expression whose group is the core; of several groups, the first that
+            takes part.
+
+    Returns:
+        lists of cores and of samples.
+    """
+    samples_of_source = defaultdict(set)
+    for sample, source in zip(samples, sources, strict=True):
+        samples_of_source[source].add(sample)
+    new_cores, new_samples = [], []
+    for core, sample, source in zip(cores, samples, sources, strict=True):
+        if not core and sample and core_pattern is not None:
+            match = re.search(core_pattern, sample)
+            core = next((group for group in match.groups() if group), None) if match else None
+        if not core and not sample:
+            sample = source
+        elif not core and source and LOCAL_NAME.fullmatch(sample):
+            place = PurePosixPath(source if len(samples_of_source[source]) > 1 else PurePosixPath(source).parent)
+            sample = f"{place} {sample}" if place.name else sample
+        new_cores.append(core or None)
+        new_samples.append(sample)
+    return new_cores, new_samples
 
 
 def group_names(cores, samples) -> list[str]:

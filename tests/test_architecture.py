@@ -22,6 +22,7 @@ FLOORS = {
     "evaluation_xrf": 2,
     "figures_xrf": 2,
     "corpus_xrf": 2,
+    "streaming_xrf": 2,
     "training_xrf": 2,
     "finetuning_xrf": 2,
 }

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dataset_builder import check_groups_separated, group_names, split_by_group
+from dataset_builder.splits import cores_and_samples
 
 FRACTIONS = {"train": 0.8, "validation": 0.1, "test": 0.1}
 
@@ -67,3 +68,42 @@ def test_the_group_is_the_core_or_else_the_sample():
 def test_leakage_is_found_and_named():
     with pytest.raises(ValueError, match="Group b is in the splits train and test"):
         check_groups_separated(["a", "b", "b"], ["train", "train", "test"])
+
+
+def test_the_core_is_found_in_the_sample_name_where_the_file_names_none():
+    cores, samples = cores_and_samples(["c1", None, None], ["BL-1-5", "BL-1-5", "W17"], ["a", "a", "a"], r"^(.+)-\d+$")
+    assert (cores, samples) == (["c1", "BL-1", None], ["BL-1-5", "BL-1-5", "W17"])
+    cores, _ = cores_and_samples([None] * 3, ["Glass/1", "Fe 2", "other"], ["a"] * 3, r"^(Glass)/|^(Fe)")
+    assert cores == ["Glass", "Fe", None]
+
+
+def test_names_that_count_within_a_file_are_qualified_by_it():
+    samples = ["point 7", "point 7", "point 8", "point 7", "Point_8", "BL-7", "7"]
+    sources = ["a.npz", "a.npz", "a.npz", "b.npz", "b.npz", "b.npz", "b.npz"]
+    assert cores_and_samples([None] * 7, samples, sources)[1] == [
+        "a.npz point 7",
+        "a.npz point 7",
+        "a.npz point 8",
+        "b.npz point 7",
+        "b.npz Point_8",
+        "BL-7",
+        "7",
+    ]
+
+
+def test_files_of_one_point_each_are_qualified_by_their_folder():
+    """Two detectors of one point, each in its own file, stay one sample."""
+    sources = ["map1/7_A.msa", "map1/7_B.msa", "map2/7_A.msa", "top.msa"]
+    assert cores_and_samples([None] * 4, ["point 7"] * 4, sources)[1] == [
+        "map1 point 7",
+        "map1 point 7",
+        "map2 point 7",
+        "point 7",
+    ]
+
+
+def test_a_core_is_never_qualified_and_a_nameless_spectrum_is_named_by_its_source():
+    assert cores_and_samples(["12", None], ["point 1", None], ["a.npz", "b.npz"]) == (
+        ["12", None],
+        ["point 1", "b.npz"],
+    )
