@@ -5,19 +5,19 @@ B = spectra in a batch, L = channels, P = patches of a whole spectrum.
 
 import hashlib
 import inspect
-import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, IterableDataset, get_worker_info
+from torch.utils.data import Dataset
 
 import feature_extraction_xrf
 from feature_extraction_xrf import XRFFeatureExtractor
 
 ROWS_PER_TABLE = 1000  # rows that are extracted together
-STREAM_BLOCK = 16_384  # spectra of a stream that are shuffled with each other
 
 
 def load_split(corpus: str, split: str, streaming: bool = False):
@@ -68,49 +68,116 @@ def load_split(corpus: str, split: str, streaming: bool = False):
     return rows
 
 
-def simulated_corpus(num_spectra: int, num_cores: int, seed: int) -> str:
-    """Folder of a simulated corpus in the cache of datasets, built on first use."""
-    from datasets.config import HF_DATASETS_CACHE
+def find_recipe(dataset: str):
+    """The `dataset_builder.Recipe` that a YAML file or the name of a packaged recipe stands for; `None` for anything
+    else.
 
-    from dataset_builder import XRFBuilderConfig, build_corpus
+    Raises:
+        ValueError: it is not a valid recipe.
+    """
+    from dataset_builder import Recipe
+    from dataset_builder.recipe import packaged_recipes
 
-    options = {"num_spectra": num_spectra, "num_cores": num_cores, "seed": seed}
-    name = XRFBuilderConfig(source="simulated", **options).name  # holds the version of the simulation
-    return str(build_corpus("simulated", Path(HF_DATASETS_CACHE) / "xrf_corpora" / name, **options))
+    if Path(dataset).is_dir() or (Path(dataset).suffix not in (".yaml", ".yml") and dataset not in packaged_recipes()):
+        return None
+    return Recipe.from_yaml(dataset)
 
 
-def extract_features(table, indices, extractor: XRFFeatureExtractor, split: str):
-    """Rows of native spectra to rows of model inputs: one `pyarrow.Table` to another.
+def recipe_corpus(recipe, data_root=None) -> str:
+    """Folder of the corpus of a `dataset_builder.Recipe` in the cache of datasets, built on first use.
 
     Args:
-        table (`pyarrow.Table`): columns `counts`, `gain_kev`, `offset_kev` and, where known, `tube_kv`.
-        indices (sequence of `int`): the rows' numbers in the split.
+        data_root (path, *optional*): folder that the recipe's paths of files start from.
+    """
+    from datasets.config import HF_DATASETS_CACHE
+
+    from dataset_builder import XRFDatasetBuilder, build_corpus
+
+    folder = Path(HF_DATASETS_CACHE) / "xrf_corpora"
+    fingerprint = XRFDatasetBuilder(recipe, folder, data_root).fingerprint()  # holds the version of the simulation
+    name = f"{recipe.name}-{fingerprint[:16]}"
+    return str(build_corpus(recipe=recipe, output_dir=folder / name, data_root=data_root))
+
+
+@dataclass(frozen=True)
+class NativeSpectra:
+    """Spectra as recorded.
+
+    Args:
+        counts: `(B, channels)`, or a list of `(channels,)` where their numbers of channels differ.
+        gain_kev, offset_kev, tube_kv (`np.ndarray` of shape `(B,)`): keV per channel, energy of channel 0 in keV, and
+            tube voltage in kV; NaN where unknown.
+    """
+
+    counts: np.ndarray | list[np.ndarray]
+    gain_kev: np.ndarray
+    offset_kev: np.ndarray
+    tube_kv: np.ndarray
+
+    @classmethod
+    def from_table(cls, table) -> "NativeSpectra":
+        """From the columns of a `pyarrow.Table` with these names; `tube_kv` may be missing. Where the table is in one
+        piece, counts are not copied; those that are null become a row without channels."""
+        counts = table["counts"].combine_chunks()
+        values = counts.flatten().to_numpy(zero_copy_only=False)
+        lengths = counts.value_lengths().fill_null(0).to_numpy()
+        if (lengths == lengths[0]).all():
+            counts = values.reshape(len(lengths), -1)
+        else:
+            counts = np.split(values, np.cumsum(lengths)[:-1])
+        numbers = [
+            table[name].to_numpy().astype(np.float64) if name in table.column_names else np.full(len(table), np.nan)
+            for name in ("gain_kev", "offset_kev", "tube_kv")
+        ]
+        return cls(counts, *numbers)
+
+    def take(self, rows: np.ndarray) -> "NativeSpectra":
+        """Some of them, in the order of `rows`."""
+        counts = self.counts[rows] if isinstance(self.counts, np.ndarray) else [self.counts[row] for row in rows]
+        return NativeSpectra(counts, self.gain_kev[rows], self.offset_kev[rows], self.tube_kv[rows])
+
+
+def extract_tensors(
+    spectra: NativeSpectra, indices, extractor: XRFFeatureExtractor, split: str
+) -> dict[str, torch.Tensor]:
+    """Native spectra to model inputs.
+
+    Args:
+        indices (sequence of `int`): their numbers in the split.
         extractor: puts counts onto the model's grid and scales them.
         split: its name, for errors.
 
     Returns:
-        `pyarrow.Table` with `sample_id` (the row's number), `input_values` (L) and `attention_mask` (P).
+        `sample_id` (B,), the numbers; `input_values` (B, L), float32; `attention_mask` (B, P), uint8.
 
     Raises:
-        ValueError: a spectrum that the feature extractor refuses, named by its row.
+        ValueError: a spectrum that the feature extractor refuses, named by its number.
     """
-    import pyarrow as pa
-
-    counts = table["counts"].combine_chunks()
-    if counts.null_count:
-        row = indices[int(np.argmax(counts.is_null().to_numpy(zero_copy_only=False)))]
-        raise ValueError(f"Spectrum {row} of split {split!r} has no counts; leave it out.")
+    for index, counts in zip(indices, spectra.counts, strict=True):
+        if len(counts) == 0:
+            raise ValueError(f"Spectrum {index} of split {split!r} has no counts; leave it out.")
     features = extractor(
-        [row.values.to_numpy(zero_copy_only=False) for row in counts],
-        gain_kev=table["gain_kev"].to_numpy(),
-        offset_kev=table["offset_kev"].to_numpy(),
-        tube_kv=table["tube_kv"].to_numpy() if "tube_kv" in table.column_names else None,
+        spectra.counts,
+        gain_kev=spectra.gain_kev,
+        offset_kev=spectra.offset_kev,
+        tube_kv=spectra.tube_kv,
         names=[f"{index} of split {split!r}" for index in indices],
     )
-    columns = {"sample_id": pa.array(indices, pa.int64())}
-    for name, dtype in (("input_values", np.float32), ("attention_mask", np.uint8)):
-        values = np.ascontiguousarray(features[name], dtype=dtype)
-        columns[name] = pa.FixedSizeListArray.from_arrays(values.ravel(), values.shape[1])
+    return {
+        "sample_id": torch.tensor(indices, dtype=torch.int64),
+        "input_values": torch.from_numpy(features["input_values"]),
+        "attention_mask": torch.from_numpy(features["attention_mask"].astype(np.uint8)),
+    }
+
+
+def extract_features(table, indices, extractor: XRFFeatureExtractor, split: str):
+    """What `extract_tensors` makes of a `pyarrow.Table` as another one, the form in which features are stored."""
+    import pyarrow as pa
+
+    columns = {}
+    for name, values in extract_tensors(NativeSpectra.from_table(table), indices, extractor, split).items():
+        flat = pa.array(values.numpy().ravel())
+        columns[name] = flat if values.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
     return pa.table(columns)
 
 
@@ -119,8 +186,8 @@ def cached_features(rows, extractor: XRFFeatureExtractor, split: str):
 
     The key of the cache holds the code that computed them; datasets itself would look at names only.
     """
-    code = Path(feature_extraction_xrf.__file__).read_text(encoding="utf-8") + inspect.getsource(extract_features)
-    key = "\n".join([rows._fingerprint, split, extractor.to_json_string(), code])
+    code = [inspect.getsource(code) for code in (feature_extraction_xrf, NativeSpectra, extract_tensors)]
+    key = "\n".join([rows._fingerprint, split, extractor.to_json_string(), *code])
     return rows.with_format("arrow").map(
         extract_features,
         with_indices=True,
@@ -144,82 +211,56 @@ def feature_batches(rows, extractor: XRFFeatureExtractor, split: str) -> Iterato
     """Features of a dataset or a stream in its own order, as batches of tensors."""
     first = 0
     for table in rows.with_format("arrow").iter(ROWS_PER_TABLE):
-        yield _tensors(extract_features(table, range(first, first + len(table)), extractor, split))
+        spectra = NativeSpectra.from_table(table)
+        yield extract_tensors(spectra, range(first, first + len(table)), extractor, split)
         first += len(table)
 
 
-def _tensors(features) -> dict[str, torch.Tensor]:
-    """A table of `extract_features` as tensors: `sample_id` (B,), `input_values` (B, L), `attention_mask` (B, P)."""
-    tensors = {}
-    for name in features.column_names:
-        column = features[name].combine_chunks()
-        values = column.to_numpy() if name == "sample_id" else column.flatten().to_numpy().reshape(len(column), -1)
-        tensors[name] = torch.from_numpy(values.copy())
-    return tensors
-
-
 class SpectrumBatches(Dataset):
-    """Feature rows that a `DataLoader` fetches by whole batches (its `collate_fn` is `whole_batch`); sample by sample
-    would be ten times slower."""
+    """Stored features that a `DataLoader` fetches by whole batches (its `collate_fn` is `whole_batch`). Every row is
+    copied once, from the memory-mapped file into its batch."""
 
     def __init__(self, features):
-        self.features = features.with_format("torch")
+        self.features = features
 
     def __len__(self) -> int:
         return len(self.features)
 
+    @cached_property
+    def _columns(self) -> dict[str, list[np.ndarray]]:
+        """Views of the file's pieces by column, made when a process first reads."""
+        table = self.features.with_format("arrow")[:]
+        return {name: [_rows_of(piece) for piece in table[name].chunks] for name in table.column_names}
+
+    @cached_property
+    def _first_rows(self) -> np.ndarray:
+        """Number of the first row of every piece."""
+        return np.cumsum([0] + [len(piece) for piece in self._columns["sample_id"][:-1]])
+
     def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
-        return self.features[indices]
+        pieces = np.searchsorted(self._first_rows, indices, side="right") - 1
+        places = list(zip(pieces.tolist(), (indices - self._first_rows[pieces]).tolist(), strict=True))
+        batch = {}
+        for name, column in self._columns.items():
+            values = np.empty((len(places), *column[0].shape[1:]), column[0].dtype)
+            for target, (piece, row) in enumerate(places):
+                values[target] = column[piece][row]
+            batch[name] = torch.from_numpy(values)
+        return batch
+
+
+def _rows_of(piece) -> np.ndarray:
+    """An Arrow array of numbers, `(rows,)`, or of lists of one length, `(rows, length)`, without a copy."""
+    from pyarrow.types import is_primitive
+
+    if is_primitive(piece.type):
+        return piece.to_numpy()
+    return piece.flatten().to_numpy().reshape(len(piece), -1)
 
 
 def whole_batch(batch):
     """The batch as it was fetched."""
     return batch
-
-
-class SpectrumStream(IterableDataset):
-    """Batches of features from a streamed split, extracted on the way and shuffled within blocks of `block` spectra.
-
-    Every process, and within it every worker of the `DataLoader`, reads its own share of the rows. An incomplete last
-    batch of a block is dropped, so that all batches have one shape. `sample_id` is the position within the stream and
-    differs between shares.
-    """
-
-    def __init__(
-        self,
-        rows,
-        extractor: XRFFeatureExtractor,
-        split: str,
-        batch_size: int,
-        seed: int,
-        process_index: int = 0,
-        num_processes: int = 1,
-        block: int = STREAM_BLOCK,
-    ):
-        self.rows, self.extractor, self.split = rows, extractor, split
-        self.batch_size, self.seed = batch_size, seed
-        self.process_index, self.num_processes = process_index, num_processes
-        self.block = max(1, block // batch_size) * batch_size
-        self.epoch = 0
-
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        from datasets.distributed import split_dataset_by_node
-
-        worker = get_worker_info()
-        workers = worker.num_workers if worker else 1
-        share = self.process_index * workers + (worker.id if worker else 0)
-        shares = self.num_processes * workers
-        rows = split_dataset_by_node(self.rows, share, shares) if shares > 1 else self.rows
-        first = 0
-        for table in rows.with_format("arrow").iter(self.block):
-            positions = range(first, first + len(table))
-            batch = _tensors(extract_features(table, positions, self.extractor, self.split))
-            batch["sample_id"] = batch["sample_id"] * shares + share
-            order = np.random.default_rng((self.seed, self.epoch, share, first)).permutation(len(table))
-            for start in range(0, len(table) - self.batch_size + 1, self.batch_size):
-                chosen = torch.from_numpy(order[start : start + self.batch_size])
-                yield {name: values[chosen] for name, values in batch.items()}
-            first += len(table)
 
 
 def repeated_epochs(loader, first_batch: int = 0) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
@@ -233,29 +274,3 @@ def repeated_epochs(loader, first_batch: int = 0) -> Iterator[tuple[int, dict[st
         for batch in skip_first_batches(loader, skipped) if skipped else loader:
             yield epoch, batch
         epoch, skipped = epoch + 1, 0
-
-
-def repeated_stream(loader, stream: SpectrumStream, device, first_batch: int = 0):
-    """As `repeated_epochs`, for the loader of a stream. Skipping reads the stream again from its start.
-
-    Raises:
-        ValueError: the stream is shorter than one batch; a spectrum in it cannot be used.
-    """
-    from accelerate.utils import send_to_device
-
-    drawn = 0
-    for epoch in itertools.count():
-        stream.epoch = epoch
-        drawn_before = drawn
-        try:
-            for batch in loader:
-                drawn += 1
-                if drawn > first_batch:
-                    yield epoch, send_to_device(batch, device, non_blocking=True)
-        except ValueError as error:  # a worker of the loader sends its whole traceback
-            raise ValueError(str(error).splitlines()[-1].removeprefix("ValueError: ")) from None
-        if drawn == drawn_before:
-            raise ValueError(
-                f"The split {stream.split!r} gives no whole batch of {stream.batch_size} spectra to every process and "
-                "worker; use a smaller batch_size or fewer workers."
-            )

@@ -5,6 +5,7 @@ from transformers import BatchFeature
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 
 SCALINGS = ("standardize", "sqrt", "log", "channel")
+ROWS_AT_ONCE = 16  # spectra that are worked on together: few enough to stay in the processor's cache
 
 
 class XRFFeatureExtractor(FeatureExtractionMixin):
@@ -128,52 +129,60 @@ class XRFFeatureExtractor(FeatureExtractionMixin):
             `ValueError`: no or impossible calibration; NaN, infinite, negative or no counts; no overlap with the grid.
         """
         spectra, gain_kev, offset_kev, tube_kv, names = _as_batch(counts, gain_kev, offset_kev, tube_kv, names)
-        on_grid, outside_counts = self.rebin(spectra, gain_kev, offset_kev)
-        lengths = np.array([len(spectrum) for spectrum in spectra])
-        measured = self._measured_patches(lengths, gain_kev, offset_kev, tube_kv)
-        for index in np.flatnonzero(~measured.any(axis=1)):
-            lower, upper = _range_kev(lengths[index], gain_kev[index], offset_kev[index])
-            tube = "" if np.isnan(tube_kv[index]) else f" at {tube_kv[index]:g} kV"
-            raise ValueError(
-                f"Spectrum {names[index]} covers {lower:.2f} to {upper:.2f} keV{tube} and so no whole patch of the "
-                f"model's grid, {self.channel_edges_kev[0]:.2f} to {self.channel_edges_kev[-1]:.2f} keV; check its "
-                "calibration and tube voltage."
-            )
-        on_grid *= np.repeat(measured, self.patch_size, axis=1)
-        for index in np.flatnonzero(on_grid.sum(axis=1) == 0):
-            raise ValueError(f"Spectrum {names[index]} has no counts in the measured range; leave it out.")
-        values, center, scale = self._scale(on_grid, np.repeat(measured, self.patch_size, axis=1))
-        data = {"input_values": values.astype(np.float32), "attention_mask": measured.astype(np.int64)}
+        values = np.zeros((len(spectra), self.spectrum_length), dtype=np.float32)
+        attention_mask = np.zeros((len(spectra), self.spectrum_length // self.patch_size), dtype=np.int64)
+        statistics = {name: np.zeros(len(spectra)) for name in ("center", "scale", "outside_counts")}
+        edges_kev, channel_statistics = self.channel_edges_kev, None
+        if self.scaling == "channel":
+            channel_statistics = np.array([self.channel_mean, self.channel_std], dtype=np.float64)
+        for rows, (length, gain, offset, tube) in _alike(spectra, gain_kev, offset_kev, tube_kv):
+            measured = self._measured_patches(edges_kev, length, gain, offset, tube, names[rows[0]])
+            attention_mask[rows] = measured
+            # measured patches follow each other: an instrument's range has no gap
+            first, last = self.patch_size * (np.flatnonzero(measured)[[0, -1]] + [0, 1])
+            rebinning = _Rebinning(edges_kev[first : last + 1], length, gain, offset)
+            for start in range(0, len(rows), ROWS_AT_ONCE):
+                chunk = rows[start : start + ROWS_AT_ONCE]
+                counts = _stacked(spectra, chunk, names)
+                on_grid = rebinning(counts)
+                total = on_grid.sum(axis=1)
+                for index in np.flatnonzero(total == 0):
+                    raise ValueError(
+                        f"Spectrum {names[chunk[index]]} has no counts in the measured range; leave it out."
+                    )
+                scaled, center, scale = self._scale(on_grid, total, first, last, channel_statistics)
+                values[chunk, first:last] = scaled
+                if return_statistics:
+                    statistics["center"][chunk], statistics["scale"][chunk] = center, scale
+                    inside = _Rebinning(edges_kev[[0, -1]], length, gain, offset)(counts)[:, 0]
+                    statistics["outside_counts"][chunk] = counts.sum(axis=1) - inside
+        data = {"input_values": values, "attention_mask": attention_mask}
         if return_statistics:
-            data.update(center=center, scale=scale, outside_counts=outside_counts)
+            data.update(statistics)
         return BatchFeature(data, tensor_type=return_tensors)
 
     def rebin(self, spectra, gain_kev, offset_kev) -> tuple[np.ndarray, np.ndarray]:
         """Spectra on the model's grid, counts conserved.
 
         Args:
-            spectra (sequence of `(channels,)` arrays): counts; lengths may differ.
+            spectra (`(batch_size, channels)` array or sequence of `(channels,)` arrays): counts; lengths may differ.
             gain_kev, offset_kev (`(batch_size,)`): the calibration of each, in keV.
 
         Returns:
             counts on the grid `(batch_size, spectrum_length)` and counts outside it `(batch_size,)`, float64.
         """
+        spectra, gain_kev, offset_kev, tube_kv, names = _as_batch(spectra, gain_kev, offset_kev, None, None)
+        edges_kev = self.channel_edges_kev
         on_grid = np.empty((len(spectra), self.spectrum_length))
-        total = np.empty(len(spectra))
-        calibrations = {}
-        for index, spectrum in enumerate(spectra):
-            calibrations.setdefault((len(spectrum), gain_kev[index], offset_kev[index]), []).append(index)
-        for (length, gain, offset), members in calibrations.items():
-            counts = np.stack([spectra[index] for index in members])
-            # the grid's edges in native channels: an edge at x has int(x) whole channels below it and a part of one
-            edges = np.clip((self.channel_edges_kev - offset) / gain + 0.5, 0, length)
-            # a grid equal to the native one must copy the counts exactly, whatever the rounding of the division
-            edges = np.where(np.abs(edges - np.round(edges)) < 1e-6, np.round(edges), edges)
-            whole = np.minimum(edges.astype(np.int64), length - 1)
-            below = np.concatenate([np.zeros((len(counts), 1)), np.cumsum(counts, axis=1)], axis=1)
-            on_grid[members] = np.diff(below[:, whole] + counts[:, whole] * (edges - whole), axis=1)
-            total[members] = below[:, -1]
-        return np.maximum(on_grid, 0), total - on_grid.sum(axis=1)
+        outside = np.empty(len(spectra))
+        for rows, (length, gain, offset, _) in _alike(spectra, gain_kev, offset_kev, tube_kv):
+            rebinning = _Rebinning(edges_kev, length, gain, offset)
+            for start in range(0, len(rows), ROWS_AT_ONCE):
+                chunk = rows[start : start + ROWS_AT_ONCE]
+                counts = _stacked(spectra, chunk, names)
+                on_grid[chunk] = rebinning(counts)
+                outside[chunk] = counts.sum(axis=1) - on_grid[chunk].sum(axis=1)
+        return on_grid, outside
 
     def inverse(self, input_values, center, scale) -> np.ndarray:
         """Scaled values `(batch_size, spectrum_length)` back to counts on the grid, given the statistics of the call
@@ -189,36 +198,80 @@ class XRFFeatureExtractor(FeatureExtractionMixin):
             return np.expm1(values)
         return (values * self.channel_std + self.channel_mean) * scale
 
-    def _measured_patches(self, lengths, gain_kev, offset_kev, tube_kv) -> np.ndarray:
-        edges = self.channel_edges_kev[:: self.patch_size]
-        lower, upper = _range_kev(lengths[:, None], gain_kev[:, None], offset_kev[:, None])
+    def _measured_patches(self, edges_kev, length, gain_kev, offset_kev, tube_kv, name) -> np.ndarray:
+        """Which patches `(num_patches,)` spectra of one instrument measured, given the grid's channel edges."""
+        edges = edges_kev[:: self.patch_size]
+        lower, upper = offset_kev - 0.5 * gain_kev, offset_kev + (length - 0.5) * gain_kev
         tolerance = self.channel_width_kev * (1 + 1e-9)
         measured = (edges[:-1] >= lower - tolerance) & (edges[1:] <= upper + tolerance)
         if self.limit_to_tube_kv:
-            measured &= ~(edges[:-1] >= tube_kv[:, None])  # an unknown voltage, NaN, limits nothing
+            measured &= edges[:-1] < tube_kv
+        if not measured.any():
+            at_tube = f" at {tube_kv:g} kV" if tube_kv < np.inf else ""
+            raise ValueError(
+                f"Spectrum {name} covers {lower:.2f} to {upper:.2f} keV{at_tube} and so no whole patch of the model's "
+                f"grid, {edges[0]:.2f} to {edges[-1]:.2f} keV; check its calibration and tube voltage."
+            )
         return measured
 
-    def _scale(self, on_grid, measured_channels) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        number = measured_channels.sum(axis=1)
-        mean = on_grid.sum(axis=1) / number
+    def _scale(self, on_grid, total, first, last, channel_statistics):
+        """Scaled values, centers and scales of the measured channels, `first` to `last`, of spectra of one instrument.
+        Overwrites `on_grid`."""
+        mean = total / (last - first)
         center, scale = np.zeros_like(mean), mean
         if self.scaling == "standardize":
-            squares = np.square((on_grid - mean[:, None]) * measured_channels).sum(axis=1)
-            sd = np.sqrt(squares / np.maximum(number - 1, 1))
+            values = np.subtract(on_grid, mean[:, None], out=on_grid)
+            sd = np.sqrt(np.square(values).sum(axis=1) / max(last - first - 1, 1))
             center, scale = mean, np.where(sd > 0, sd, 1.0)  # a flat spectrum becomes zeros
-            values = (on_grid - center[:, None]) / scale[:, None]
+            values /= scale[:, None]
         elif self.scaling == "sqrt":
-            values = np.sqrt(on_grid / mean[:, None])
+            values = np.divide(on_grid, mean[:, None], out=on_grid)
+            np.sqrt(values, out=values)
         elif self.scaling == "log":
             scale = np.ones_like(mean)
-            values = np.log1p(on_grid)
+            values = np.log1p(on_grid, out=on_grid)
         else:
-            values = (on_grid / mean[:, None] - self.channel_mean) / np.asarray(self.channel_std)
-        return values * measured_channels, center, scale
+            channel_mean, channel_std = channel_statistics[:, first:last]
+            values = np.divide(on_grid, mean[:, None], out=on_grid)
+            values -= channel_mean
+            values /= channel_std
+        return values, center, scale
+
+
+class _Rebinning:
+    """From the native channels of one calibration to channels with the given edges; called with counts
+    `(rows, length)`, float64, it returns a new array `(rows, len(edges_kev) - 1)`."""
+
+    def __init__(self, edges_kev, length, gain_kev, offset_kev):
+        # the grid's edges in native channels: an edge at x has int(x) whole channels below it and a part of one
+        edges = np.clip((edges_kev - offset_kev) / gain_kev + 0.5, 0, length)
+        # a grid equal to the native one must copy the counts exactly, whatever the rounding of the division
+        nearest = np.round(edges)
+        edges = np.where(np.abs(edges - nearest) < 1e-6, nearest, edges)
+        self.whole = np.minimum(edges.astype(np.int64), length - 1)
+        self.part = edges - self.whole
+        # where every channel of the grid is one native channel, or lies outside the instrument's range
+        self.first_native, self.last_native = int(edges[0]), int(edges[-1])
+        steps = np.diff(edges)
+        self.copied = np.flatnonzero(steps)
+        self.copies = (edges == nearest).all() and len(self.copied) > 0 and (steps[self.copied] == 1).all()
+
+    def __call__(self, counts):
+        if self.copies:
+            on_grid = np.zeros((len(counts), len(self.whole) - 1))
+            on_grid[:, self.copied[0] : self.copied[-1] + 1] = counts[:, self.first_native : self.last_native]
+            return on_grid
+        below = np.zeros((len(counts), counts.shape[1] + 1))
+        np.cumsum(counts, axis=1, out=below[:, 1:])
+        at_edges = np.take(counts, self.whole, axis=1)
+        at_edges *= self.part
+        at_edges += np.take(below, self.whole, axis=1)
+        return np.maximum(np.diff(at_edges, axis=1), 0)
 
 
 def _as_batch(counts, gain_kev, offset_kev, tube_kv, names):
-    """Of equal length: float64 spectra `(channels,)`, gains, offsets, tube voltages (NaN = unknown) and names."""
+    """Of equal length: spectra, one `(batch_size, channels)` array or a list of `(channels,)` arrays, their gains,
+    offsets, tube voltages (infinite where unknown) and names."""
     if hasattr(counts, "gain_kev"):  # one Spectrum object
         counts = [counts]
     if len(counts) and hasattr(counts[0], "gain_kev"):
@@ -230,7 +283,7 @@ def _as_batch(counts, gain_kev, offset_kev, tube_kv, names):
         raise ValueError("There is no spectrum to extract features from; give at least one.")
     if np.ndim(counts[0]) == 0:
         counts = [counts]
-    spectra = [np.asarray(spectrum, dtype=np.float64) for spectrum in counts]
+    spectra = np.asarray(counts) if hasattr(counts, "ndim") else [np.asarray(spectrum) for spectrum in counts]
     names = range(len(spectra)) if names is None else names
     for name, spectrum in zip(names, spectra, strict=True):
         if spectrum.ndim != 1 or len(spectrum) == 0:
@@ -238,31 +291,50 @@ def _as_batch(counts, gain_kev, offset_kev, tube_kv, names):
                 f"Spectrum {name} must be a row of counts, but has shape {spectrum.shape}; give (channels,) or "
                 "(batch_size, channels)."
             )
-        bad = ~(np.isfinite(spectrum) & (spectrum >= 0))
-        if bad.any():
-            channel = int(np.argmax(bad))
-            raise ValueError(
-                f"Counts must be finite and not negative, but spectrum {name} has {spectrum[channel]:g} in channel "
-                f"{channel}; repair or leave out the spectrum."
-            )
     gain_kev = _per_spectrum(gain_kev, len(spectra), "gain_kev")
     offset_kev = _per_spectrum(offset_kev, len(spectra), "offset_kev")
     tube_kv = _per_spectrum(np.nan if tube_kv is None else tube_kv, len(spectra), "tube_kv")
+    tube_kv = np.where(np.isnan(tube_kv), np.inf, tube_kv)  # an unknown voltage limits nothing
     for index in np.flatnonzero(~(np.isfinite(gain_kev) & np.isfinite(offset_kev))):
         raise ValueError(
             f"Spectrum {names[index]} has no energy calibration; supply gain_kev (keV per channel) and offset_kev "
-            "(energy of channel 0 in keV) from the instrument's settings."
+            "(energy of channel 0 in keV) from the instrument's settings, or look at what "
+            "dataset_builder.guess_calibration(spectrum) proposes."
         )
     for index in np.flatnonzero(gain_kev <= 0):
         raise ValueError(
             f"gain_kev must be positive, but spectrum {names[index]} has {gain_kev[index]:g}; check its calibration."
         )
-    for index in np.flatnonzero(tube_kv <= 0):  # an unknown voltage is NaN
+    for index in np.flatnonzero(tube_kv <= 0):
         raise ValueError(
             f"tube_kv must be positive, but spectrum {names[index]} has {tube_kv[index]:g}; give None where it is "
             "unknown."
         )
     return spectra, gain_kev, offset_kev, tube_kv, names
+
+
+def _alike(spectra, gain_kev, offset_kev, tube_kv):
+    """Spectra of one length, calibration and tube voltage together: pairs of their rows and these four numbers."""
+    groups = {}
+    lengths = map(len, spectra)
+    for row, key in enumerate(zip(lengths, gain_kev.tolist(), offset_kev.tolist(), tube_kv.tolist(), strict=True)):
+        groups.setdefault(key, []).append(row)
+    return ((np.array(rows), key) for key, rows in groups.items())
+
+
+def _stacked(spectra, rows, names) -> np.ndarray:
+    """The counts of some spectra of one length, `(rows, channels)` float64, once they are known to be counts."""
+    if isinstance(spectra, np.ndarray):
+        counts = spectra[rows].astype(np.float64)
+    else:
+        counts = np.stack([spectra[row] for row in rows]).astype(np.float64)
+    if not (counts.min() >= 0 and counts.max() < np.inf):  # the minimum of anything with NaN is NaN
+        index, channel = np.argwhere(~(np.isfinite(counts) & (counts >= 0)))[0]
+        raise ValueError(
+            f"Counts must be finite and not negative, but spectrum {names[rows[index]]} has "
+            f"{counts[index, channel]:g} in channel {channel}; repair or leave out the spectrum."
+        )
+    return counts
 
 
 def _per_spectrum(values, count, name) -> np.ndarray:
@@ -271,11 +343,6 @@ def _per_spectrum(values, count, name) -> np.ndarray:
     if len(values) not in (1, count):
         raise ValueError(f"{name} must be one number or one per spectrum ({count}), but has {len(values)} entries.")
     return np.broadcast_to(values, (count,))
-
-
-def _range_kev(length, gain_kev, offset_kev):
-    """Lower and upper edge of an instrument's range in keV."""
-    return offset_kev - 0.5 * gain_kev, offset_kev + (length - 0.5) * gain_kev
 
 
 XRFFeatureExtractor.register_for_auto_class("AutoFeatureExtractor")

@@ -7,9 +7,12 @@ import contextlib
 import json
 import math
 import os
+import platform
 import shutil
+import subprocess
 import time
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -359,3 +362,17 @@ def read_progress(path: str | Path, expected: dict) -> dict:
                 "same, or start a new run in another output_dir."
             )
     return progress
+
+
+def provenance() -> dict[str, str | None]:
+    """Commit of this code (`None` outside a git checkout), hardware and date, which every reported number carries."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        commit = None
+    if torch.cuda.is_available():
+        hardware = torch.cuda.get_device_name()
+    else:
+        hardware = f"{torch.get_num_threads()} of {os.cpu_count()} {platform.machine()} CPU cores"
+    return {"commit": commit, "hardware": hardware, "date": datetime.now(UTC).date().isoformat()}

@@ -5,10 +5,11 @@ One GPU:
     accelerate launch --config_file scripts/configs/one_gpu.yaml scripts/run_msm.py --dataset corpora/cores \
         --model_size base --compile --output_dir runs/base
 
-On the CPU, from simulated sediment cores, in minutes:
+On the CPU, from spectra that are simulated while training:
 
-    accelerate launch --config_file scripts/configs/cpu.yaml scripts/run_msm.py --dataset simulated \
-        --model_size tiny --epochs 5 --batch_size 64 --learning_rate 1e-3 --output_dir runs/tiny
+    accelerate launch --config_file scripts/configs/cpu.yaml scripts/run_msm.py --dataset simulated_marine \
+        --streaming --workers 1 --model_size tiny --max_steps 1000 --batch_size 64 --learning_rate 1e-3 \
+        --output_dir runs/tiny
 
 Eight GPUs (batch_size counts the spectra of one process):
 
@@ -24,6 +25,7 @@ With `--resume` the same command continues an interrupted run from its last chec
 order. `output_dir` gets the repository `model/`, `checkpoints/`, `figures/`, `history.jsonl`, `run.json` and `logs/`.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -40,24 +42,33 @@ from transformers import HfArgumentParser
 from command_line_xrf import run
 
 CARD_TEMPLATE = Path(__file__).resolve().parents[1] / "model_cards" / "pretrained.md"
+VALIDATION_SPECTRA = 2000  # of a recipe that is streamed
 # A resumed run must agree with its checkpoint on these: they decide the model, the data and their order.
 FIXED_ON_RESUME = (
-    "dataset", "train_split", "streaming", "simulated_spectra", "simulated_cores", "scaling", "limit_to_tube_kv",
-    "model_size", "config_file", "model_name_or_path", "mask_ratio", "masked_loss_only", "batch_size",
-    "gradient_accumulation", "seed",
+    "dataset", "data_root", "train_split", "streaming", "scaling", "limit_to_tube_kv", "model_size", "config_file",
+    "model_name_or_path", "mask_ratio", "masked_loss_only", "batch_size", "gradient_accumulation", "seed",
 )  # fmt: skip
 
 
 @dataclass
 class DataArguments:
-    dataset: str = field(metadata={"help": "corpus: a folder of Parquet files, a Hub id, or 'simulated'"})
+    dataset: str = field(
+        metadata={
+            "help": "corpus: a folder of Parquet files or a Hub id, or a recipe: a YAML file or a packaged one's name"
+        }
+    )
+    data_root: str | None = field(
+        default=None, metadata={"help": "recipe: folder that its paths of files start from; by default the current"}
+    )
     train_split: str = field(default="train", metadata={"help": "split to learn from"})
     validation_split: str = field(default="validation", metadata={"help": "split to measure on"})
     streaming: bool = field(
-        default=False, metadata={"help": "read the training split while training, without storing it; needs max_steps"}
+        default=False,
+        metadata={
+            "help": "read the training split while training, without storing it (needs max_steps); of a recipe, "
+            "simulate fresh spectra while training, without end"
+        },
     )
-    simulated_spectra: int = field(default=10_000, metadata={"help": "simulated: spectra in all splits"})
-    simulated_cores: int = field(default=50, metadata={"help": "simulated: sediment cores they are spread over"})
     scaling: str | None = field(
         default=None,
         metadata={"help": "standardize, sqrt, log or channel; by default the checkpoint's, for a new model sqrt"},
@@ -66,7 +77,9 @@ class DataArguments:
         default=None,
         metadata={"help": "leave out patches above the tube voltage; by default as the checkpoint, else true"},
     )
-    workers: int = field(default=0, metadata={"help": "processes that load data, for each training process"})
+    workers: int = field(
+        default=0, metadata={"help": "processes that simulate, augment or read spectra, for each training process"}
+    )
     pin_memory: bool = field(default=True, metadata={"help": "GPU: page-locked batches, which copy faster"})
 
 
@@ -110,7 +123,7 @@ class TrainingArguments:
     mixed_precision: str | None = field(
         default=None, metadata={"help": "no, bf16 or fp16; by default what accelerate was launched with"}
     )
-    seed: int = field(default=0, metadata={"help": "of the simulated corpus, initialisation, data order and masks"})
+    seed: int = field(default=0, metadata={"help": "of initialisation, data order, augmentation and masks"})
 
 
 @dataclass
@@ -172,8 +185,6 @@ def check_arguments(data: DataArguments, model: ModelArguments, training: Traini
         raise ValueError(f"betas must be two numbers in [0, 1), but are {training.betas}; 0.9 0.95 is usual.")
     if training.mixed_precision not in (None, "no", "bf16", "fp16"):
         raise ValueError(f"mixed_precision must be no, bf16 or fp16, but is {training.mixed_precision!r}.")
-    if data.streaming and training.max_steps is None:
-        raise ValueError("The length of a stream is not known beforehand; give --max_steps.")
     if model.config_file and model.model_name_or_path:
         raise ValueError("Give config_file for a new model or model_name_or_path for one to continue, not both.")
     available = sorted(str(tracker) for tracker in get_available_trackers())
@@ -257,30 +268,66 @@ def build_feature_extractor(data: DataArguments, checkpoint: str | None, config,
     return XRFFeatureExtractor.for_config(config, **options)
 
 
-def open_batches(accelerator, data: DataArguments, training: TrainingArguments, extractor, rows):
-    """The training batches of this process.
+def open_training_split(data: DataArguments, training: TrainingArguments, recipe):
+    """The spectra to learn from, as recorded: a `datasets.Dataset`, a `datasets.IterableDataset` or a `Mixture`."""
+    import corpus_xrf
+    import streaming_xrf
+
+    if recipe is None:
+        return corpus_xrf.load_split(data.dataset, data.train_split, data.streaming)
+    if data.streaming:
+        return streaming_xrf.recipe_mixture(recipe, data.train_split, training.seed, data.data_root)
+    return corpus_xrf.load_split(corpus_xrf.recipe_corpus(recipe, data.data_root), data.train_split)
+
+
+def open_validation_split(data: DataArguments, recipe):
+    """The spectra to measure on, as recorded: a `datasets.Dataset`."""
+    import corpus_xrf
+    import streaming_xrf
+
+    if recipe is None:
+        return corpus_xrf.load_split(data.dataset, data.validation_split)
+    if data.streaming:
+        return streaming_xrf.held_out_rows(recipe, data.validation_split, VALIDATION_SPECTRA, data.data_root)
+    return corpus_xrf.load_split(corpus_xrf.recipe_corpus(recipe, data.data_root), data.validation_split)
+
+
+def open_batches(accelerator, data: DataArguments, training: TrainingArguments, extractor, rows, augmentation):
+    """The training batches of this process, from the cache of features, or from a stream that extracts them.
 
     Returns:
         a function that, given the number of a batch, returns an endless iterator of epochs and batches from there on,
-        and the number of batches in an epoch (`None` for a stream).
+        and the number of batches in an epoch (`None` where it is not known beforehand).
     """
+    from datasets import Dataset
     from torch.utils.data import DataLoader
 
     import corpus_xrf
+    import streaming_xrf
 
     loading = {"num_workers": data.workers, "pin_memory": data.pin_memory and accelerator.device.type == "cuda"}
-    if data.streaming:
-        stream = corpus_xrf.SpectrumStream(
-            rows,
+    if augmentation or not isinstance(rows, Dataset):
+        source = rows
+        if isinstance(rows, Dataset):
+            source = streaming_xrf.Mixture([streaming_xrf.StoredSpectra(rows, training.seed)])
+        elif not isinstance(rows, streaming_xrf.Mixture):
+            source = streaming_xrf.StreamedRows(rows)
+        stream = streaming_xrf.SpectrumStream(
+            source,
             extractor,
             data.train_split,
             training.batch_size,
             training.seed,
             accelerator.process_index,
             accelerator.num_processes,
+            augmentation,
         )
-        loader = DataLoader(stream, batch_size=None, **loading)
-        return partial(corpus_xrf.repeated_stream, loader, stream, accelerator.device), None
+        batches_from = partial(
+            streaming_xrf.stream_batches, DataLoader(stream, batch_size=None, **loading), stream, accelerator.device
+        )
+        if not isinstance(source, streaming_xrf.Mixture):
+            return batches_from, None
+        return batches_from, source.num_spectra / (training.batch_size * accelerator.num_processes)
     with accelerator.local_main_process_first():
         features = corpus_xrf.cached_features(rows, extractor, data.train_split)
     loader = DataLoader(
@@ -301,11 +348,11 @@ def open_batches(accelerator, data: DataArguments, training: TrainingArguments, 
     return partial(corpus_xrf.repeated_epochs, loader), len(loader)
 
 
-def render_card(model, extractor, options: dict, summary: dict) -> str:
+def render_card(model, extractor, options: dict, recipe, summary: dict) -> str:
     """The model card: what was trained, on what, with which command, what came out, and on what hardware."""
     from huggingface_hub import ModelCard, ModelCardData
 
-    local = options["dataset"] == "simulated" or Path(options["dataset"]).is_dir()
+    local = recipe is not None or Path(options["dataset"]).is_dir()
     metadata = ModelCardData(
         license="apache-2.0",
         library_name="transformers",
@@ -320,7 +367,8 @@ def render_card(model, extractor, options: dict, summary: dict) -> str:
         config=model.config,
         extractor=extractor,
         options=options,
-        dataset_name=Path(options["dataset"]).name if local else options["dataset"],
+        dataset_name=recipe.name if recipe else Path(options["dataset"]).name if local else options["dataset"],
+        simulated=recipe is not None and recipe.is_endless,
         summary=summary,
     )
     return str(card)
@@ -344,7 +392,7 @@ def main(argv: list[str] | None = None):
 
     import corpus_xrf
     import training_xrf
-    from evaluation_xrf import provenance
+    from dataset_builder.augmentation import augmentation_from_config
     from figures_xrf import plot_training_curves
     from files_xrf import claim_run_folder
     from hub_xrf import push_repository, save_repository
@@ -374,18 +422,21 @@ def main(argv: list[str] | None = None):
         transformers.utils.logging.disable_progress_bar()
 
     # Load: the corpus, the model, and the features that the model will see.
-    if data.dataset == "simulated":
-        with accelerator.main_process_first():
-            data.dataset = corpus_xrf.simulated_corpus(data.simulated_spectra, data.simulated_cores, training.seed)
+    recipe = corpus_xrf.find_recipe(data.dataset)
+    if data.data_root is not None and recipe is None:
+        raise ValueError(f"data_root belongs to a recipe, and the dataset {data.dataset!r} is none; leave it out.")
+    if data.streaming and recipe is None and training.max_steps is None:
+        raise ValueError("The length of a stream is not known beforehand; give --max_steps.")
+    augmentation = augmentation_from_config(recipe.augmentation) if recipe and recipe.augmentation else None
     set_seed(training.seed)
     model = build_model(model_arguments)
     config = model.config
     if training_xrf.num_visible_patches(config) < 1:
         raise ValueError(f"mask_ratio {config.mask_ratio} leaves none of {config.num_patches} patches; lower it.")
     with accelerator.local_main_process_first():
-        train_rows = corpus_xrf.load_split(data.dataset, data.train_split, data.streaming)
+        train_rows = open_training_split(data, training, recipe)
     extractor = build_feature_extractor(data, model_arguments.model_name_or_path, config, train_rows)
-    batches_from, batches_per_epoch = open_batches(accelerator, data, training, extractor, train_rows)
+    batches_from, batches_per_epoch = open_batches(accelerator, data, training, extractor, train_rows, augmentation)
     total_steps = training.max_steps
     if total_steps is None:
         total_steps = max(1, round(training.epochs * batches_per_epoch / training.gradient_accumulation))
@@ -393,7 +444,7 @@ def main(argv: list[str] | None = None):
     validation = None
     if output.validate_every:
         with accelerator.local_main_process_first():
-            validation_rows = corpus_xrf.load_split(data.dataset, data.validation_split)
+            validation_rows = open_validation_split(data, recipe)
             features = corpus_xrf.cached_features(validation_rows, extractor, data.validation_split)
         corpus_mean = training_xrf.mean_target(train_rows, extractor, data.train_split, config)
         validation = training_xrf.Validation(
@@ -402,6 +453,8 @@ def main(argv: list[str] | None = None):
 
     # Prepare.
     fixed = {name: options[name] for name in FIXED_ON_RESUME} | {"processes": accelerator.num_processes}
+    fixed["recipe"] = recipe and hashlib.sha256(repr(recipe.to_dict()).encode()).hexdigest()[:16]
+    fixed["workers"] = data.workers if data.streaming or augmentation else None  # each reads its own share
     progress = {"step": 0, "interval_loss": 0.0, "interval_steps": 0}
     found = training_xrf.checkpoints(folder / "checkpoints") if output.resume else []
     if found:
@@ -544,9 +597,9 @@ def main(argv: list[str] | None = None):
             "warmup_steps": warmup_steps,
             "training": history.last("loss"),
             "validation": history.last("validation_loss"),
-            **provenance(),
+            **training_xrf.provenance(),
         }
-        card = render_card(bare_model, extractor, options, summary)
+        card = render_card(bare_model, extractor, options, recipe, summary)
         with training_xrf.writing(folder / "model"):
             save_repository(folder / "model", bare_model, extractor, card)
         print(f"The model is in {folder / 'model'}.", flush=True)

@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARK = ROOT / "benchmarks" / "real_spectra.py"
+READING = ROOT / "benchmarks" / "reading.py"
 
 
 def test_real_spectra_from_files_to_the_table(real_data, tmp_path):
@@ -43,3 +44,25 @@ def test_missing_spectra_are_one_sentence(tmp_path):
     assert result.returncode == 2
     assert result.stderr.startswith("error: There are no real spectra in ") and result.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_reading_speed_is_measured_and_appended(tmp_path):
+    command = [
+        sys.executable,
+        READING,
+        "--spectra",
+        "512",
+        "--output_dir",
+        tmp_path,
+        "--only",
+        "features in the cache",
+    ]
+    command += ["--results", tmp_path / "results.csv"]
+    output = subprocess.run([*map(str, command)], capture_output=True, text=True, check=True).stdout
+    with open(tmp_path / "results.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["workers"] for row in rows] == ["0", "2"]
+    for row in rows:
+        assert int(row["spectra"]) >= 16 * 512 and int(row["spectra_per_s"]) > 1000
+        assert 100 < int(row["peak_mb"]) < 2000 and row["versions"].startswith("torch ")
+    assert output.count("| features in the cache |") == 2

@@ -1,5 +1,7 @@
 """Corpora as model inputs: splits, features and batches, against the extractor and hand-made cases."""
 
+import pickle
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,17 +11,16 @@ from torch.utils.data import DataLoader
 
 from configuration_xrf import XRFMaskedConfig
 from corpus_xrf import (
+    NativeSpectra,
     SpectrumBatches,
-    SpectrumStream,
     cached_features,
     extract_features,
-    feature_batches,
     load_split,
-    repeated_stream,
+    recipe_corpus,
     spread,
     whole_batch,
 )
-from dataset_builder import Spectrum, spectra_to_table
+from dataset_builder import Spectrum, simulated_recipe, spectra_to_table
 from feature_extraction_xrf import XRFFeatureExtractor
 
 
@@ -106,59 +107,61 @@ def test_loader_fetches_whole_batches(corpus, extractor):
     assert batches[1]["attention_mask"].shape == (16, 8)
 
 
+def test_batches_are_rows_of_the_cache_in_any_order_and_from_any_process(tmp_path, extractor):
+    pq.write_table(spectra_to_table(spectra(2500)), tmp_path / "train.parquet")  # stored in three pieces
+    features = cached_features(load_split(tmp_path, "train"), extractor, "train")
+    batches = SpectrumBatches(features)
+    assert len(batches) == 2500 and len(batches._columns["input_values"]) == 3
+    indices = np.random.default_rng(0).permutation(2500).tolist()
+    expected = features.with_format("torch")[indices]
+    for dataset in (batches, pickle.loads(pickle.dumps(batches))):
+        found = dataset.__getitems__(indices)
+        for name, values in expected.items():
+            assert torch.equal(found[name].to(values.dtype), values), name
+
+
+def test_workers_fetch_what_one_process_fetches(corpus, extractor):
+    features = cached_features(load_split(corpus, "train"), extractor, "train")
+    options = {"batch_size": 16, "drop_last": True, "collate_fn": whole_batch}
+    alone = list(DataLoader(SpectrumBatches(features), **options))
+    with_workers = list(DataLoader(SpectrumBatches(features), num_workers=2, **options))
+    for first, second in zip(alone, with_workers, strict=True):
+        assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_native_spectra_are_views_where_all_lengths_agree():
+    table = spectra_to_table(spectra(5))
+    native = NativeSpectra.from_table(table)
+    np.testing.assert_array_equal(native.counts, np.stack([spectrum.counts for spectrum in spectra(5)]))
+    assert not native.counts.flags.owndata
+    np.testing.assert_array_equal(NativeSpectra.from_table(table.slice(2, 2)).counts, native.counts[2:4])
+    np.testing.assert_array_equal(native.take(np.array([3, 1])).counts, native.counts[[3, 1]])
+
+
+def test_native_spectra_of_different_lengths():
+    mixed = spectra(2) + spectra(1, channels=100, gain_kev=0.03, tube_kv=None, seed=1)
+    table = pa.concat_tables([spectra_to_table(mixed[:1]), spectra_to_table(mixed[1:])])
+    native = NativeSpectra.from_table(table)
+    for found, expected in ((native, mixed), (native.take(np.array([2, 0])), [mixed[2], mixed[0]])):
+        for row, spectrum in zip(found.counts, expected, strict=True):
+            np.testing.assert_array_equal(row, spectrum.counts)
+        np.testing.assert_array_equal(found.gain_kev, [spectrum.gain_kev for spectrum in expected])
+        np.testing.assert_array_equal(found.tube_kv, [spectrum.tube_kv or np.nan for spectrum in expected])
+    assert np.isnan(NativeSpectra.from_table(table.drop_columns("tube_kv")).tube_kv).all()
+
+
+def test_corpus_of_a_recipe_is_built_once():
+    recipe = simulated_recipe(num_spectra=12, num_cores=6)
+    folder = recipe_corpus(recipe)
+    assert recipe_corpus(simulated_recipe(num_spectra=12, num_cores=6)) == folder
+    assert recipe_corpus(simulated_recipe(num_spectra=12, num_cores=6, seed=1)) != folder
+    assert sum(len(load_split(folder, split)) for split in ("train", "validation", "test")) == 12
+
+
 def test_spread_takes_the_ends_and_what_lies_evenly_between(corpus):
     assert spread(load_split(corpus, "train"), 3)["sample"] == ["S-0", "S-29", "S-29"]
     assert [row["sample"] for row in spread(load_split(corpus, "train", streaming=True), 2)] == ["S-0", "S-1"]
     assert len(spread(load_split(corpus, "train"), 1000)) == 60
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_stream_gives_every_spectrum_once_per_epoch_over_processes_and_workers(corpus, extractor, workers):
-    expected = feature_batches(load_split(corpus, "train"), extractor, "train")
-    expected = {tuple(row) for batch in expected for row in batch["input_values"].tolist()}
-    seen, ids = [], []
-    for process in range(2):
-        rows = load_split(corpus, "train", streaming=True)
-        stream = SpectrumStream(rows, extractor, "train", 5, seed=0, process_index=process, num_processes=2)
-        for batch in DataLoader(stream, batch_size=None, num_workers=workers):
-            assert batch["input_values"].shape == (5, 128)
-            seen += [tuple(row) for row in batch["input_values"].tolist()]
-            ids += batch["sample_id"].tolist()
-    assert len(seen) == len(set(seen)) == len(set(ids)) == 60
-    assert set(seen) == expected
-
-
-def test_stream_is_shuffled_within_blocks_by_seed_and_epoch_and_can_be_continued(corpus, extractor):
-    def drawn(number, seed=0, first_batch=0, block=20):
-        rows = load_split(corpus, "train", streaming=True)
-        stream = SpectrumStream(rows, extractor, "train", 10, seed, block=block)
-        loader = DataLoader(stream, batch_size=None)
-        batches = repeated_stream(loader, stream, torch.device("cpu"), first_batch)
-        return [(epoch, batch["sample_id"].tolist()) for (epoch, batch), _ in zip(batches, range(number))]
-
-    batches = drawn(12)
-    assert [epoch for epoch, _ in batches] == [0] * 6 + [1] * 6
-    assert sorted(batches[0][1] + batches[1][1]) == list(range(20))
-    assert batches[0][1] != list(range(10)) and batches[0][1] != batches[6][1]
-    assert drawn(12) == batches and drawn(5, first_batch=7) == batches[7:]
-    assert drawn(1, seed=1) != batches[:1]
-
-
-def test_stream_shorter_than_a_batch_is_refused(corpus, extractor):
-    stream = SpectrumStream(load_split(corpus, "train", streaming=True), extractor, "train", 61, seed=0)
-    with pytest.raises(ValueError, match="no whole batch of 61 spectra"):
-        next(repeated_stream(DataLoader(stream, batch_size=None), stream, torch.device("cpu")))
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_bad_spectrum_in_a_stream_is_one_sentence(tmp_path, extractor, workers):
-    table = spectra_to_table(spectra(4))
-    gains = pa.array([0.02, 0.02, 0.0, 0.02])
-    pq.write_table(table.set_column(table.column_names.index("gain_kev"), "gain_kev", gains), tmp_path / "t.parquet")
-    stream = SpectrumStream(load_split(tmp_path, "train", streaming=True), extractor, "train", 2, seed=0)
-    batches = repeated_stream(DataLoader(stream, batch_size=None, num_workers=workers), stream, torch.device("cpu"))
-    with pytest.raises(ValueError, match=r"\Again_kev must be positive, but spectrum 2 of split 'train' has 0"):
-        next(batches)
 
 
 def test_a_folder_is_not_taken_for_another_of_its_name_or_for_what_it_held_before(tmp_path):

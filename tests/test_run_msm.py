@@ -28,6 +28,7 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedType
+from datasets.config import HF_DATASETS_CACHE
 from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -182,7 +183,7 @@ def test_card_names_a_dataset_of_the_hub(baseline):
         **dict.fromkeys(("processes", "steps", "global_batch_size", "warmup_steps"), 8),
         "training": {"loss": 0.5},
     }
-    card = ModelCard(run_msm.render_card(model, extractor, options, summary))
+    card = ModelCard(run_msm.render_card(model, extractor, options, None, summary))
     assert card.data.datasets == ["org/cores"]
     assert "`org/cores`, split `train`, streamed" in card.text and "No validation was made" in card.text
 
@@ -382,14 +383,65 @@ def test_continues_from_a_checkpoint_with_its_scaling(pretrain, baseline):
     assert AutoFeatureExtractor.from_pretrained(third / "model").scaling == "sqrt"
 
 
-def test_simulated_corpus_is_built_once(pretrain, tmp_path):
-    path = tmp_path / "config.json"
-    path.write_text(json.dumps({**SMALL, "spectrum_length": 512}))
-    options = {"dataset": "simulated", "simulated_spectra": 60, "simulated_cores": 6, "config_file": path}
-    first = pretrain(**options, max_steps=2, validate_every=2)
-    assert records(pretrain(**options, max_steps=2)) == records(first)
-    assert "It has seen no measured spectrum" in (first / "model" / "README.md").read_text()
-    assert "40 spectra" in (first / "model" / "README.md").read_text()
+def write_recipe(path, augmentation=None, **simulation):
+    """A recipe of simulated cores in which every fourth spectrum comes from the file `measured.parquet`."""
+    simulation = {"num_spectra": 60, "num_cores": 6, **simulation}
+    parts = [
+        {"name": "simulated", "weight": 3, "simulation": simulation},
+        {"name": "measured", "weight": 1, "files": {"paths": "measured.parquet"}},
+    ]
+    path.write_text(json.dumps({"name": "both", "parts": parts, "augmentation": augmentation or []}))  # YAML too
+    return path
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """A folder with the file that the recipes need."""
+    folder = tmp_path_factory.mktemp("measured")
+    pq.write_table(spectra_to_table(spectra(40, 3)), folder / "measured.parquet")
+    return folder
+
+
+def test_corpus_of_a_recipe_is_built_once(pretrain, measured, tmp_path):
+    recipe = write_recipe(tmp_path / "both.yaml")
+    options = {"dataset": recipe, "data_root": measured, "max_steps": None, "epochs": 0.5}
+    first = pretrain(**options, validate_every=2)
+    assert records(first, "validation_r2")
+    card = (first / "model" / "README.md").read_text()
+    assert re.search(r"`both`, split `train`, 6\d spectra", card) and "no measured spectrum" not in card
+    before = {path: path.stat().st_mtime_ns for path in Path(HF_DATASETS_CACHE).glob("xrf_corpora/both-*/corpus.json")}
+    assert records(pretrain(**options)) == records(first)
+    assert before == {path: path.stat().st_mtime_ns for path in before} and len(before) == 1
+
+
+def test_recipe_is_streamed_without_end_and_measured_on_other_spectra(pretrain, measured, tmp_path):
+    recipe = write_recipe(tmp_path / "both.yaml")
+    options = {"dataset": recipe, "data_root": measured, "streaming": True, "validate_every": 4}
+    first = pretrain(**options, max_steps=None, epochs=1.5, batch_size=10)
+    assert len(records(first)) == 12  # the 60 simulated spectra are three quarters of 80
+    assert records(first, "epoch") == [0] * 8 + [1] * 4
+    assert len(records(first, "validation_r2")) == 3 and records(first)[-1] < records(first)[0]
+    assert "`both`, split `train`, streamed" in (first / "model" / "README.md").read_text()
+    again = pretrain(**options, max_steps=None, epochs=1.5, batch_size=10)
+    for name in ("loss", "validation_loss"):
+        assert records(again, name) == records(first, name)
+    assert len(records(pretrain(**options, workers=2, max_steps=3))) == 3
+
+
+def test_augmentation_of_a_recipe_changes_what_is_seen_in_every_epoch(pretrain, measured, tmp_path):
+    plain, thinned = {"dataset": write_recipe(tmp_path / "plain.yaml")}, {}
+    thinned["dataset"] = write_recipe(tmp_path / "thin.yaml", [{"name": "thinning", "fraction": [0.01, 0.02]}])
+    for options in (plain, thinned):
+        options |= {"data_root": measured, "max_steps": None, "epochs": 2, "batch_size": 16, "scaling": "log"}
+    folder = pretrain(**thinned)
+    assert len(records(folder)) == 8 and records(folder, "epoch")[::7] == [0, 1]
+    assert records(folder)[0] < 0.5 * records(pretrain(**plain))[0]  # ln(1 + counts) of fewer counts
+    assert records(pretrain(**thinned)) == records(folder)
+
+
+def test_card_of_simulations_alone_says_so(pretrain, config_file):
+    folder = pretrain(dataset="simulated_marine", streaming=True, max_steps=1)
+    assert "It has seen no measured spectrum" in (folder / "model" / "README.md").read_text()
 
 
 def test_streaming(pretrain):
@@ -435,10 +487,17 @@ def test_push_to_hub(pretrain, hub_org):
 # --- resuming ---
 
 
-@pytest.mark.parametrize("streaming, log_every", [(False, 1), (True, 1), (False, 4)])
-def test_resumed_run_equals_the_uninterrupted_one(pretrain, streaming, log_every, tmp_path):
+@pytest.mark.parametrize(
+    "kind, log_every, workers",
+    [("stored", 1, 0), ("streamed", 1, 0), ("stored", 4, 0), ("augmented recipe", 1, 0), ("streamed recipe", 1, 2)],
+)
+def test_resumed_run_equals_the_uninterrupted_one(pretrain, measured, kind, log_every, workers, tmp_path):
     options = {"max_steps": 10, "batch_size": 4, "gradient_accumulation": 2, "checkpoint_every": 3, "keep_last": 9}
-    options |= {"streaming": streaming, "validate_every": 5, "log_every": log_every}
+    options |= {"streaming": "streamed" in kind, "validate_every": 5, "log_every": log_every, "workers": workers}
+    if "recipe" in kind:
+        augmentation = [{"name": "thinning", "fraction": [0.5, 1]}, {"name": "drift", "zero_sd_ev": 5}]
+        (tmp_path / "recipe").mkdir()
+        options |= {"dataset": write_recipe(tmp_path / "recipe" / "both.yaml", augmentation), "data_root": measured}
     whole = pretrain(**options)
     # as a run that was killed in step 8 leaves its folder
     killed = tmp_path / "killed"
@@ -463,6 +522,17 @@ def test_resume_starts_where_there_is_nothing_and_rests_where_all_is_done(pretra
     assert (folder / "history.jsonl").read_text() == first
     pretrain(max_steps=3, resume=True, output_dir=folder)
     assert records(folder, "step") == [1, 2, 3]
+
+
+def test_resume_with_another_recipe_or_number_of_workers_is_refused(pretrain, measured, tmp_path):
+    options = {"data_root": measured, "streaming": True, "output_dir": tmp_path / "run"}
+    pretrain(**options, dataset=write_recipe(tmp_path / "both.yaml"), max_steps=1)
+    options |= {"resume": True, "max_steps": 2}
+    with pytest.raises(ValueError, match="was written with workers 0, but the run to resume has 1"):
+        pretrain(**options, dataset=tmp_path / "both.yaml", workers=1)
+    with pytest.raises(ValueError, match="was written with recipe '.*', but the run to resume has '.*'"):
+        pretrain(**options, dataset=write_recipe(tmp_path / "both.yaml", num_spectra=70))
+    pretrain(**options, dataset=write_recipe(tmp_path / "both.yaml"))
 
 
 @pytest.mark.parametrize("options", [{"seed": 5}, {"batch_size": 4}, {"mask_ratio": 0.3}, {"scaling": "log"}], ids=str)
@@ -546,6 +616,10 @@ def test_more_processes_than_accelerate_sees_are_refused(pretrain, monkeypatch):
         ({"scaling": "cubic"}, "scaling must be one of .*, but is 'cubic'"),
         ({"trackers": "notebook"}, "The tracker 'notebook' is not installed"),
         ({"streaming": True, "max_steps": None}, "The length of a stream is not known beforehand; give --max_steps"),
+        ({"data_root": "here"}, "data_root belongs to a recipe, and the dataset .* is none; leave it out"),
+        ({"dataset": "none.yaml"}, "There is no recipe none.yaml; give a YAML file or one of"),
+        ({"dataset": "simulated_marine", "train_split": "dev", "streaming": True}, 'Unknown split "dev" of a recipe'),
+        ({"dataset": "mixed", "data_root": "/nowhere/at/all"}, "/nowhere/at/all"),
         ({"push_to_hub": True}, "push_to_hub needs --hub_model_id"),
         ({"push_to_hub": True, "hub_model_id": "a/b/c"}, "Repo id must be"),
         ({"model_name_or_path": "some/model"}, "Give config_file for a new model or model_name_or_path"),
