@@ -9,12 +9,7 @@ N = spectra, L = channels of the common energy grid, T = targets. A missing labo
 
 from __future__ import annotations
 
-import os
-import platform
-import subprocess
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from pathlib import Path
 
 import numpy as np
 
@@ -438,19 +433,3 @@ def _round_of_each(groups: np.ndarray) -> np.ndarray:
         members = groups == group
         rounds[members] = np.arange(members.sum())
     return rounds
-
-
-def provenance() -> dict[str, str | None]:
-    """Commit of this code (`None` outside a git checkout), hardware and date, which every reported number carries."""
-    import torch
-
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = None
-    if torch.cuda.is_available():
-        hardware = torch.cuda.get_device_name()
-    else:
-        hardware = f"{torch.get_num_threads()} of {os.cpu_count()} {platform.machine()} CPU cores"
-    return {"commit": commit, "hardware": hardware, "date": datetime.now(UTC).date().isoformat()}

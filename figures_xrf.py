@@ -18,6 +18,7 @@ from evaluation_xrf import regression_metrics
 from files_xrf import atomic_file
 
 DPI = 150
+LOWEST_LINE_KEV = 0.9  # air and detector windows absorb what is softer
 RESOLUTION_KEV = 0.13  # peak width at half height of silicon detectors at 2 keV: closer lines make one peak
 BLACK, GREY, SHADE = "#222222", "#7f7f7f", "#e4ebf2"
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY_BLUE = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
@@ -161,6 +162,73 @@ def plot_reconstructions(
         )
         _name_lines(panels, energy_kev, originals, range_kev)
         _save(figure, path)
+
+
+def plot_spectra(path: str, spectra, titles: Sequence[str] | None = None) -> None:
+    """
+    Draws measured spectra one above the other on a common energy axis, with the lines of the elements at their peaks.
+
+    Counts are drawn on a logarithmic axis, so that weak peaks and background show. The energy axis ends where the
+    counts do. Spectra without energy calibration are drawn over their channels and get no lines.
+
+    Args:
+        path (`str`): the PNG file to write.
+        spectra (sequence of `dataset_builder.Spectrum`): all with an energy calibration, or all without.
+        titles (`Sequence[str]`, *optional*): a title per spectrum; by default what the spectrum says of itself.
+
+    Raises:
+        ValueError: there is no spectrum, some have a calibration and others not, or titles do not fit.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    titles = [_measurement(spectrum) for spectrum in spectra] if titles is None else titles
+    calibrated = {spectrum.gain_kev is not None and spectrum.offset_kev is not None for spectrum in spectra}
+    if len(calibrated) != 1 or len(titles) != len(spectra):
+        raise ValueError(
+            f"{len(spectra)} spectra and {len(titles)} titles cannot be drawn; give at least one spectrum and a title "
+            "for each, and draw spectra with an energy calibration and those without apart."
+        )
+    has_energy = calibrated.pop()
+    positions = [spectrum.energy_kev if has_energy else np.arange(spectrum.counts.size) for spectrum in spectra]
+    ends = [_range_of_counts(x, spectrum.counts) for x, spectrum in zip(positions, spectra, strict=True)]
+    axis_range = min(first for first, _ in ends), max(last for _, last in ends)
+
+    with rc_context(STYLE):
+        figure = Figure(figsize=(9, 0.9 + 2.1 * len(spectra)), dpi=DPI, layout="constrained")
+        panels = figure.subplots(len(spectra), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, x, spectrum, title in zip(panels, positions, spectra, titles, strict=True):
+            lowest = spectrum.counts[spectrum.counts > 0].min()  # one count, or one count's rate
+            axes.step(x, np.maximum(spectrum.counts, lowest / 2), where="mid", color=BLACK, linewidth=0.8)
+            axes.set_yscale("log")
+            axes.set_ylim(lowest / 2, 3 * spectrum.counts.max())
+            axes.text(0.995, 0.97, title, transform=axes.transAxes, ha="right", va="top")
+        panels[0].set_xlim(*axis_range)
+        panels[-1].set_xlabel("energy (keV)" if has_energy else "channel (no energy calibration)")
+        figure.supylabel("counts per channel", fontsize=10)
+        if has_energy:
+            grid_kev = np.arange(max(axis_range[0], LOWEST_LINE_KEV), axis_range[1], 0.01)
+            on_grid = [np.interp(grid_kev, x, np.sqrt(s.counts)) for x, s in zip(positions, spectra, strict=True)]
+            _name_lines(panels, grid_kev, np.array(on_grid), axis_range)
+        _save(figure, path)
+
+
+def _measurement(spectrum) -> str:
+    parts = [spectrum.core, spectrum.sample, spectrum.detector and f"detector {spectrum.detector}"]
+    parts += [
+        spectrum.tube_kv and f"{spectrum.tube_kv:g} kV",
+        spectrum.live_time_s and f"{spectrum.live_time_s:.4g} s",
+    ]
+    parts.append("energy_calibration" in spectrum.metadata and "energy scale guessed")
+    return ", ".join(part for part in parts if part) or spectrum.source or ""
+
+
+def _range_of_counts(x: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
+    """Where the counts are, all but one in 10,000 at either end, and a little margin."""
+    share = np.cumsum(counts) / np.sum(counts)
+    first, last = np.searchsorted(share, [1e-4, 1 - 1e-4])
+    margin = 0.03 * (x[last] - x[first]) + (x[-1] - x[0]) / len(x)
+    return float(x[first] - margin), float(x[last] + margin)
 
 
 def _channel_edges(energy_kev: np.ndarray) -> np.ndarray:

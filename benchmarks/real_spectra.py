@@ -162,7 +162,7 @@ def ridge_reports(corpus: Path, base: Path) -> dict[str, dict]:
 
 
 def append_results(path: Path, seed: int, steps: int, reports_by_method: dict) -> None:
-    from evaluation_xrf import provenance
+    from training_xrf import provenance
 
     origin = provenance()
     new = not path.exists()

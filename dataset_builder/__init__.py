@@ -14,6 +14,8 @@ _MODULE_OF = {
     "spectrum_features": "features",
     "table_schema": "features",
     "table_to_spectra": "features",
+    "guess_calibration": "calibration",
+    "inspect_file": "inspection",
     "ColumnMapping": "readers",
     "iter_spectra": "readers",
     "read_spectra": "readers",

@@ -39,7 +39,7 @@ def command_line() -> None:
 def _inspect(args):
     from .inspection import inspect_file
 
-    print(inspect_file(args.file, plot=args.plot))
+    print(inspect_file(args.file, plot=args.plot, column_mapping=_column_mapping(args)))
 
 
 def _build(args):
@@ -57,10 +57,9 @@ def _build(args):
     else:
         options = {"core_pattern": args.core_pattern, "overwrite": args.overwrite}
         options["fill"] = {name: getattr(args, name) for name in FILL_FIELDS if getattr(args, name) is not None}
-        if args.column_mapping is not None:
-            from .readers import ColumnMapping
-
-            options["column_mapping"] = dataclasses.asdict(ColumnMapping.from_json(args.column_mapping))
+        mapping = _column_mapping(args)
+        if mapping is not None:
+            options["column_mapping"] = dataclasses.asdict(mapping)
         folder = build_corpus(args.source, data_root=args.data, **options, **_of_split(args), **_of_build(args))
     _report(folder)
 
@@ -79,6 +78,14 @@ def _card(args):
 
 def _push(args):
     print(push_repository(args.folder, args.repo_id, private=args.private))
+
+
+def _column_mapping(args):
+    if args.column_mapping is None:
+        return None
+    from .readers import ColumnMapping
+
+    return ColumnMapping.from_json(args.column_mapping)
 
 
 def _of_split(args) -> dict:
@@ -114,7 +121,8 @@ def _parser():
     recipes = ", ".join(packaged_recipes())
     build.add_argument("source", nargs="+", help=f"files or folders; or a recipe: a YAML file, {recipes}")
     build.add_argument("--data", help="folder that relative paths start from")
-    build.add_argument("--column-mapping", help="JSON file that says which column of a wide table is what")
+    for command in (inspect, build):
+        command.add_argument("--column-mapping", help="JSON file that says which column of a wide table is what")
     build.add_argument("--core-pattern", help="regular expression whose first group in the sample's name is the core")
     build.add_argument("--on-error", choices=["skip", "raise"], default="skip", help="for what cannot be used")
     build.add_argument("--overwrite", action="store_true", help="the following also replace what a file states")

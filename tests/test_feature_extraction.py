@@ -10,7 +10,7 @@ from max_reference import instance_norm
 from transformers import AutoFeatureExtractor, AutoProcessor
 
 from configuration_xrf import XRFMaskedConfig
-from feature_extraction_xrf import SCALINGS, XRFFeatureExtractor
+from feature_extraction_xrf import ROWS_AT_ONCE, SCALINGS, XRFFeatureExtractor
 
 AVAATECH = {"gain_kev": 0.02, "offset_kev": 0.0}
 # channels, keV per channel, keV of channel 0
@@ -141,6 +141,28 @@ def test_a_ragged_batch_of_instruments_equals_its_singles(scaling):
         single = extractor(spectrum, *calibrations[index], tube_kv[index], return_statistics=True)
         for key, value in batch.items():
             np.testing.assert_array_equal(value[index : index + 1], single[key], err_msg=f"{key} of {names[index]}")
+
+
+@pytest.mark.parametrize("scaling", ["standardize", "sqrt", "log", "channel"])
+def test_a_long_batch_equals_its_singles_bit_for_bit(scaling):
+    """However many rows are worked on together, and in whatever company."""
+    rng = np.random.default_rng(8)
+    statistics = {}
+    if scaling == "channel":
+        statistics = {"channel_mean": rng.uniform(0, 2, 2048), "channel_std": rng.uniform(0.5, 2, 2048)}
+    extractor = XRFFeatureExtractor(scaling=scaling, **statistics)
+    counts = rng.poisson(30.0, size=(3 * ROWS_AT_ONCE + 5, 2048)).astype(np.float32)
+    gain_kev = rng.choice([0.02, 0.01027], len(counts))
+    tube_kv = rng.choice([10.0, 30.0, np.nan], len(counts))
+    batch = extractor(counts, gain_kev, -0.0099, tube_kv, return_statistics=True)
+    on_grid, outside = extractor.rebin(counts, gain_kev, np.full(len(counts), -0.0099))
+    for index in range(len(counts)):
+        single = extractor(counts[index], gain_kev[index], -0.0099, tube_kv[index], return_statistics=True)
+        for key, value in batch.items():
+            np.testing.assert_array_equal(value[index : index + 1], single[key])
+        expected = overlap_rebin(counts[index], gain_kev[index], -0.0099, extractor)
+        np.testing.assert_allclose(on_grid[index], expected, atol=1e-3)
+        assert on_grid[index].sum() + outside[index] == pytest.approx(counts[index].sum(dtype=float), rel=1e-12)
 
 
 def test_one_calibration_serves_a_batch():

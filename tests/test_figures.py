@@ -6,10 +6,19 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
+from synthetic_spectrum import synthetic
 
 import figures_xrf
 from evaluation_xrf import regression_metrics
-from figures_xrf import DPI, SHADE, element_lines, plot_parity, plot_reconstructions, plot_training_curves
+from figures_xrf import (
+    DPI,
+    SHADE,
+    element_lines,
+    plot_parity,
+    plot_reconstructions,
+    plot_spectra,
+    plot_training_curves,
+)
 
 NUM_CHANNELS, NUM_PATCHES = 512, 32
 ENERGY_KEV = (np.arange(NUM_CHANNELS) + 0.5) * 0.02
@@ -243,3 +252,37 @@ def test_figures_say_what_does_not_fit(tmp_path):
     with pytest.raises(ValueError, match="none of the 1 history records"):
         plot_training_curves(path, [{"step": 1, "learning_rate": 0.1}])
     assert not path.exists()
+
+
+def test_spectra_have_their_lines_named_on_a_common_energy_axis(tmp_path, drawn):
+    fine = synthetic(0.01, -0.02, num_channels=4096, calibrated=True)
+    coarse = synthetic(0.02, 0.0, calibrated=True)
+    plot_spectra(tmp_path / "a.png", [fine, coarse])
+    assert pixels(tmp_path / "a.png").shape[1] == 9 * DPI
+    (figure,) = drawn
+    assert {"Si Kα", "K Kα", "Ca Kα", "Ti Kα", "Fe Kα", "Fe Kβ"} <= set(named_lines(figure))
+    first, second = figure.axes
+    assert first.get_xlim() == second.get_xlim()
+    assert first.get_xlim()[1] < 42, "no axis beyond the counts"
+    for axes, spectrum in zip(figure.axes, (fine, coarse), strict=True):
+        x, y = axes.lines[0].get_data()
+        np.testing.assert_array_equal(x, spectrum.energy_kev)
+        np.testing.assert_array_equal(y, np.maximum(spectrum.counts, 0.5))
+        assert axes.get_yscale() == "log"
+    assert "energy" in second.get_xlabel()
+
+
+def test_spectra_without_calibration_are_drawn_over_channels(tmp_path, drawn):
+    plot_spectra(tmp_path / "a.png", [synthetic(0.02, 0.0, sample="BL-1", tube_kv=15.0)])
+    (figure,) = drawn
+    assert named_lines(figure) == []
+    assert "channel" in figure.axes[0].get_xlabel()
+    assert [text.get_text() for text in figure.axes[0].texts] == ["BL-1, 15 kV"]
+
+
+def test_spectra_that_cannot_share_an_axis_are_refused(tmp_path):
+    with_scale = synthetic(0.02, 0.0, calibrated=True)
+    for spectra, titles in (([], None), ([with_scale, synthetic(0.02, 0.0)], None), ([with_scale], ["a", "b"])):
+        with pytest.raises(ValueError, match="cannot be drawn"):
+            plot_spectra(tmp_path / "a.png", spectra, titles)
+    assert not list(tmp_path.iterdir())

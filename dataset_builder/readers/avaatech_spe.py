@@ -73,7 +73,7 @@ def read_avaatech_spe(path: Path, on_reject: Reject | None = None) -> Iterator[S
     sections = SpeSections.read(path)
     first_channel, counts = sections.counts()
     live_time_s, real_time_s = sections.times()
-    _check_count_rate(sections, counts.sum(), live_time_s, real_time_s)
+    _check_count_rate(sections, int(counts.sum()), live_time_s, real_time_s)
     gain_kev, offset_kev, calibration = sections.energy_calibration(first_channel, counts.size)
     in_file = {
         "live_time_s": live_time_s,

@@ -52,7 +52,7 @@ def read_npz(path: Path, on_reject: Reject | None = None) -> Iterator[Spectrum]:
         name = next((name for name in COUNTS_METADATA if name in arrays), None)
         if name is None:
             found = ", ".join(sorted(arrays))[:200]
-            raise SpectrumFileError(path, f"counts or counts_per_second must be there; it holds {found}.")
+            raise SpectrumFileError(path, f"counts or counts_per_second must be there; it holds {found!r}.")
         counts = arrays.pop(name)
         if len(counts.shape) != 2 or not counts.shape[0] or not 0 < counts.shape[1] <= MAX_CHANNELS:
             raise SpectrumFileError(

@@ -9,7 +9,6 @@ import contextlib
 import csv
 import json
 import re
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ import numpy as np
 
 from ..features import row_to_spectrum
 from ..spectrum import Spectrum, SpectrumFileError
-from .checks import Reject, check_plausible, checked_spectrum, optional_number, reject
+from .checks import Reject, check_plausible, checked_spectrum, numbers, optional_number, reject
 from .text import decode, split_lines
 
 POSITION_FIELDS = ("depth_mm", "x_mm", "y_mm")
@@ -100,8 +99,8 @@ def is_parquet(path: Path, head: bytes) -> bool:
 
 
 def is_csv(path: Path, head: bytes) -> bool:
-    """Whether the first line is a header, several unique names of which one at least is a word, and the second has as
-    many entries. Of a wide table `head` may hold only the first names."""
+    """Whether the first line is a header, several unique names of which one at least is a word (or the numbers of
+    channels from 0), and the second has as many entries. Of a wide table `head` may hold only the first names."""
     text = decode(head)
     if any(character < " " and character not in "\t\r\n" for character in text):
         return False
@@ -109,10 +108,13 @@ def is_csv(path: Path, head: bytes) -> bool:
     if not lines:
         return False
     names = _split_row(lines[0], _separator(lines[0]))
+    if len(lines) == 1 and len(names) > 2:
+        names = names[:-1]  # `head` may end within the last one, which may then equal another
     known = [name for name in names if name]
     if len(names) < 2 or 2 * len(known) < len(names) or len(set(known)) < len(known) or max(map(len, known)) > 100:
         return False
-    if not any(name[0].isalpha() for name in known):
+    are_numbered = known == [str(number) for number in range(len(known))]  # a table of nothing but channels
+    if not (are_numbered or any(name[0].isalpha() for name in known)):
         return False
     # The last line of `head` may be cut off, so the second is judged only where a third follows.
     return len(lines) < 3 or len(_split_row(lines[1], _separator(lines[0]))) == len(names)
@@ -122,184 +124,29 @@ def has_channel_columns(path: Path, mapping: ColumnMapping | None = None) -> boo
     """Whether a table holds spectra, by the names of its columns; `True` as well where they cannot be read, so that
     the reader can say why."""
     try:
-        names = _parquet_names(path) if _starts_as_parquet(path) else _CsvLayout(path).names
+        names = _parquet_schema(path).names if _starts_as_parquet(path) else _CsvLayout(path).names
     except SpectrumFileError:
         return True
     if mapping is None and "counts" in names and _starts_as_parquet(path):
         return True
-    return any(name in names for name in _channel_columns(names, mapping))
+    return not set(names).isdisjoint(_channel_columns(names, mapping))
 
 
 def read_table(
     path: Path, on_reject: Reject | None = None, mapping: ColumnMapping | None = None
 ) -> Iterator[Spectrum]:
-    """Read the rows of a CSV or Parquet table, a few hundred at a time.
+    """Read the rows of a CSV or Parquet table; memory does not grow with their number.
 
     Raises:
         SpectrumFileError: the table cannot be read, a mapped column is missing, or a row is no valid spectrum.
     """
-    parquet = _starts_as_parquet(path)
-    frames = _parquet_frames(path) if parquet else _csv_frames(path)
-    row, layout = 0, None
-    for frame in frames:
-        if parquet and mapping is None and "counts" in frame.columns:
-            spectra = _corpus_rows(path, frame, row, on_reject)
-        else:
-            layout = layout or _Layout(path, [str(name) for name in frame.columns], mapping)
-            spectra = layout.rows(frame, row, on_reject)
-        yield from spectra
-        row += len(frame)
-    if row == 0:
-        raise SpectrumFileError(path, "the table must have rows; it has none.")
-
-
-def _starts_as_parquet(path):
-    try:
-        with open(path, "rb") as file:
-            return is_parquet(path, file.read(4))
-    except OSError as error:
-        raise SpectrumFileError(path, f"the file cannot be read ({error.strerror}).") from None
-
-
-@contextlib.contextmanager
-def _library_errors(path, reason):
-    """pandas and pyarrow raise exceptions of many types on damaged files, and warn of rows that they shorten."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.filterwarnings("error", message="Length of header")  # entries would be lost
-            yield
-    except SpectrumFileError:
-        raise
-    except Exception as error:
-        message = (str(error).splitlines() or [""])[0][:200]
-        raise SpectrumFileError(path, f"{reason} ({type(error).__name__}: {message}).") from None
-
-
-def _parquet_errors(path):
-    return _library_errors(path, "the Parquet file is cut off or damaged; copy it again")
-
-
-def _parquet_names(path):
-    import pyarrow.parquet as pq
-
-    with _parquet_errors(path):
-        return pq.read_schema(path).names
-
-
-def _parquet_frames(path):
-    import pyarrow.parquet as pq
-
-    with _parquet_errors(path):
-        file = pq.ParquetFile(path)
-    with file:
-        num_bytes = path.stat().st_size
-        if file.metadata.num_rows > num_bytes:  # nothing is as small as a byte a spectrum
-            message = f"the header declares {file.metadata.num_rows} rows in {num_bytes} bytes: the file is damaged."
-            raise SpectrumFileError(path, message)
-        _check_unique(path, file.schema_arrow.names)
-        with _parquet_errors(path):
-            batches = file.iter_batches(batch_size=ROWS_AT_A_TIME)
-        while True:
-            with _parquet_errors(path):
-                batch = next(batches, None)
-                frame = None if batch is None else batch.to_pandas()
-            if frame is None:
-                return
-            yield frame
-
-
-class _CsvLayout:
-    """Encoding, separator, column names and decimal mark of a CSV table, from its first lines."""
-
-    def __init__(self, path):
-        try:
-            with open(path, "rb") as file:
-                head = file.read(MAX_HEADER_BYTES)
-        except OSError as error:
-            raise SpectrumFileError(path, f"the file cannot be read ({error.strerror}).") from None
-        text = decode(head)
-        self.encoding = _encoding(head)
-        lines = [line for line in split_lines(text) if line.strip()]
-        if not lines or (len(lines) == 1 and len(head) == MAX_HEADER_BYTES):
-            raise SpectrumFileError(
-                path, f"the file must begin with a line of column names, at most {MAX_HEADER_BYTES // 2**20} MiB long."
-            )
-        self.separator = _separator(lines[0])
-        with _library_errors(path, "the first line must hold the names of columns"):
-            self.names = _split_row(lines[0], self.separator)
-        rows = " ".join(lines[1:20])
-        with_comma = re.search(r"\d,\d", rows) is not None and re.search(r"\d\.\d", rows) is None
-        self.decimal = "," if self.separator != "," and with_comma else "."
-
-
-def _encoding(head):
-    """As `text.decode` decides, but the last character of `head` may be cut off."""
-    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return "utf-16"
-    try:
-        codecs.getincrementaldecoder("utf-8")().decode(head)
-    except UnicodeDecodeError:
-        return "cp1252"
-    return "utf-8-sig"
-
-
-def _separator(header):
-    return max(",;\t", key=header.count)
-
-
-def _split_row(line, separator):
-    return [entry.strip() for entry in next(csv.reader([line], delimiter=separator))]
-
-
-def _csv_frames(path):
-    import pandas as pd
-
-    layout = _CsvLayout(path)
-    _check_unique(path, [name for name in layout.names if name])
-    with open(path, encoding=layout.encoding, errors="replace", newline="") as file:
-        reason = "the file must be a table with one header line and as many entries in every row"
-        with _library_errors(path, reason):
-            reader = pd.read_csv(
-                file,
-                sep=layout.separator,
-                decimal=layout.decimal,
-                index_col=False,  # never take the first column for an index where rows are longer than the header
-                chunksize=ROWS_AT_A_TIME,
-                low_memory=False,
-            )
-        while True:
-            with _library_errors(path, reason):
-                frame = next(reader, None)
-            if frame is None:
-                return
-            yield frame.rename(columns=lambda name: str(name).strip())
-
-
-def _check_unique(path, names):
-    twice = next((name for name, number in Counter(names).items() if number > 1), None)
-    if twice is not None:
-        raise SpectrumFileError(path, f"column names must be unique; {twice!r} stands twice: rename one.")
-
-
-def _corpus_rows(path, frame, first_row, on_reject):
-    """Rows of Parquet files that this package wrote."""
-    for i, row in enumerate(frame.to_dict("records")):
-        try:
-            spectrum = row_to_spectrum({key: _none_if_missing(value) for key, value in row.items()})
-            check_plausible(spectrum)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:  # of JSON and wrong types
-            reject(SpectrumFileError(path, f"the row is no spectrum ({error}).", f"row {first_row + i}"), on_reject)
-            continue
-        yield spectrum
-
-
-def _none_if_missing(value):
-    return None if _is_missing(value) else value
-
-
-def _is_missing(value):
-    return value is None or (isinstance(value, float) and np.isnan(value))
+    if not _starts_as_parquet(path):
+        spectra = _csv_rows(path, on_reject, mapping)
+    elif mapping is None and _is_corpus(_parquet_schema(path)):
+        spectra = _corpus_rows(path, on_reject)
+    else:
+        spectra = _parquet_rows(path, on_reject, mapping)
+    yield from (spectrum for spectrum in spectra if spectrum is not None)
 
 
 def _channel_columns(names, mapping) -> list[str]:
@@ -312,21 +159,22 @@ def _channel_columns(names, mapping) -> list[str]:
     return [name for _, name in sorted((int(match[1]), name) for name, match in numbered.items() if match)]
 
 
-class _Layout:
-    """The columns of one table: checked once, then used for every chunk of rows."""
+class _Columns:
+    """What the columns of one table are."""
 
     def __init__(self, path, names, mapping):
         self.path, self.mapping = path, mapping or ColumnMapping()
+        twice = next((name for name, number in Counter(names).items() if number > 1 and name), None)
+        if twice is not None:
+            raise SpectrumFileError(path, f"column names must be unique; {twice!r} stands twice: rename one.")
         self.channels = self._channels(names)
-        self.columns = dict(self.mapping.columns)
+        self.fields = dict(self.mapping.columns)
         if mapping is None:
-            self.columns = {name: name for name in (*NUMBER_FIELDS, *TEXT_FIELDS) if name in names}
-        used = (*self.channels, *self.columns.values(), *self.mapping.targets.values())
-        known = set(names)
-        missing = next((column for column in used if column not in known), None)
+            self.fields = {name: name for name in (*NUMBER_FIELDS, *TEXT_FIELDS) if name in names}
+        channels, mapped = set(self.channels), {*self.fields.values(), *self.mapping.targets.values()}
+        missing = next(iter(sorted((channels | mapped) - set(names))), None)
         if missing is not None:
             raise SpectrumFileError(path, f"the mapped column {missing!r} must be there; found {_shortened(names)}.")
-        channels, mapped = set(self.channels), set(used[len(self.channels) :])
         if len(channels) < len(self.channels) or channels & mapped:
             raise SpectrumFileError(path, "a column must be one channel and nothing else; correct the column mapping.")
         self.others = [name for name in names if name not in channels]
@@ -351,55 +199,219 @@ class _Layout:
             )
         return columns
 
-    def rows(self, frame, first_row, on_reject):
-        """Spectra of a chunk."""
-        frame = frame.rename(columns=str)
-        counts, errors = self._counts(frame, first_row)
-        for i, row in enumerate(frame[self.others].to_dict("records")):
-            place = f"row {first_row + i}"
-            try:
-                if i in errors:
-                    raise errors[i]
-                fields, targets = self._fields(row, place)
-            except SpectrumFileError as error:
-                reject(error, on_reject)
-                continue
-            units = {name: self.mapping.target_units[name] for name in targets}
-            spectrum = checked_spectrum(
-                self.path, place, on_reject, counts[i], targets=targets, target_units=units, **fields
-            )
-            if spectrum is not None:
-                yield spectrum
+    def spectrum(self, row, counts, others, on_reject) -> Spectrum | None:
+        """The spectrum of a row, whose other entries are in `others` by column; `None` where it was rejected."""
+        place = f"row {row}"
+        try:
+            fields = dict(self.mapping.constants)
+            for name, column in self.fields.items():
+                if name in NUMBER_FIELDS:
+                    fields[name] = self._number(place, column, others[column], name)
+                elif not _is_missing(others[column]):
+                    fields[name] = str(others[column])
+            targets = {
+                name: self._number(place, column, others[column], name)
+                for name, column in self.mapping.targets.items()
+            }
+        except SpectrumFileError as error:
+            reject(error, on_reject)
+            return None
+        targets = {name: value for name, value in targets.items() if value is not None}
+        return checked_spectrum(
+            self.path,
+            place,
+            on_reject,
+            counts,
+            targets=targets,
+            target_units={name: self.mapping.target_units[name] for name in targets},
+            metadata={name: str(others[name]) for name in self.further if not _is_missing(others[name])},
+            **fields,
+        )
 
-    def _counts(self, frame, first_row):
-        """Counts `(rows, channels)`, NaN where an entry is empty, and the error of each row that holds no numbers."""
-        columns, errors = frame[self.channels], {}
-        if all(dtype.kind in "iuf" for dtype in columns.dtypes):
-            return columns.to_numpy(dtype=np.float64), errors
-        counts = np.full(columns.shape, np.nan)
-        for j, column in enumerate(self.channels):
-            for i, entry in enumerate(columns[column]):
-                place = f"row {first_row + i}, column {column}"
-                try:
-                    counts[i, j] = optional_number(self.path, place, entry, "the count")
-                except SpectrumFileError as error:
-                    errors.setdefault(i, error)
-        return counts, errors
+    def _number(self, place, column, entry, name):
+        return optional_number(self.path, f"{place}, column {column}", entry, name)
 
-    def _fields(self, row, place):
-        fields = dict(self.mapping.constants)
-        for name, column in self.columns.items():
-            if name in NUMBER_FIELDS:
-                fields[name] = optional_number(self.path, f"{place}, column {column}", row[column], name)
-            elif not _is_missing(row[column]):
-                fields[name] = str(row[column])
-        fields["metadata"] = {name: str(row[name]) for name in self.further if not _is_missing(row[name])}
-        targets = {
-            name: optional_number(self.path, f"{place}, column {column}", row[column], name)
-            for name, column in self.mapping.targets.items()
-        }
-        return fields, {name: value for name, value in targets.items() if value is not None}
+
+def _is_missing(value):
+    return value is None or value == "" or (isinstance(value, float) and np.isnan(value))
 
 
 def _shortened(names):
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    shown = repr(", ".join(names[:8])[:300])[1:-1]  # a line end in a name must not break the sentence
+    return shown + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+class _CsvLayout:
+    """Encoding, separator and column names of a CSV table, from its first lines."""
+
+    def __init__(self, path):
+        try:
+            with open(path, "rb") as file:
+                head = file.read(min(MAX_HEADER_BYTES, path.stat().st_size))
+        except OSError as error:
+            raise SpectrumFileError(path, f"the file cannot be read ({error.strerror}).") from None
+        lines = [line for line in split_lines(decode(head)) if line.strip()]
+        if not lines or (len(lines) == 1 and len(head) == MAX_HEADER_BYTES):
+            raise SpectrumFileError(
+                path, f"the file must begin with a line of column names, at most {MAX_HEADER_BYTES // 2**20} MiB long."
+            )
+        self.encoding = _encoding(head)
+        self.separator = _separator(lines[0])
+        with _csv_errors(path):
+            self.names = _split_row(lines[0], self.separator)
+
+
+def _encoding(head):
+    """As `text.decode` decides, but the last character of `head` may be cut off."""
+    if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return "utf-16"
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return "cp1252"
+    return "utf-8-sig"
+
+
+def _separator(header):
+    return max(",;\t", key=header.count)
+
+
+def _split_row(line, separator):
+    return [entry.strip() for entry in next(csv.reader([line], delimiter=separator))]
+
+
+@contextlib.contextmanager
+def _csv_errors(path):
+    try:
+        yield
+    except csv.Error as error:
+        raise SpectrumFileError(
+            path, f"the file must be a table; a quotation mark may be missing ({error})."
+        ) from None
+
+
+def _csv_rows(path, on_reject, mapping):
+    layout = _CsvLayout(path)
+    columns = _Columns(path, layout.names, mapping)
+    channel_indices = [layout.names.index(name) for name in columns.channels]
+    other_indices = {name: layout.names.index(name) for name in columns.others}
+    row = -1  # the header
+    with open(path, encoding=layout.encoding, errors="replace", newline="") as file, _csv_errors(path):
+        for entries in csv.reader(file, delimiter=layout.separator):
+            if not any(entry.strip() for entry in entries):
+                continue
+            if row >= 0:
+                try:
+                    surplus = len(entries) - len(layout.names)
+                    if surplus < 0 or any(entry.strip() for entry in entries[len(layout.names) :]):
+                        message = f"a row must have {len(layout.names)} entries as the header; found {len(entries)}."
+                        raise SpectrumFileError(path, message, f"row {row}")
+                    texts = [entries[index] for index in channel_indices]
+                    counts = numbers(path, f"row {row}", texts, "the count in channel")
+                except SpectrumFileError as error:
+                    reject(error, on_reject)
+                else:
+                    others = {name: entries[index].strip() for name, index in other_indices.items()}
+                    yield columns.spectrum(row, counts, others, on_reject)
+            row += 1
+    if row < 1:
+        raise SpectrumFileError(path, "the table must have rows; it has none.")
+
+
+def _starts_as_parquet(path):
+    try:
+        with open(path, "rb") as file:
+            return is_parquet(path, file.read(4))
+    except OSError as error:
+        raise SpectrumFileError(path, f"the file cannot be read ({error.strerror}).") from None
+
+
+@contextlib.contextmanager
+def _parquet_errors(path):
+    """pyarrow raises exceptions of many types on damaged files."""
+    try:
+        yield
+    except SpectrumFileError:
+        raise
+    except Exception as error:
+        message = (str(error).splitlines() or [""])[0][:200]
+        reason = f"the Parquet file is cut off or damaged; copy it again ({type(error).__name__}: {message})."
+        raise SpectrumFileError(path, reason) from None
+
+
+def _parquet_schema(path):
+    import pyarrow.parquet as pq
+
+    with _parquet_errors(path):
+        return pq.read_schema(path)
+
+
+def _parquet_batches(path):
+    """Tables of some rows each, with the number of the first row."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with _parquet_errors(path):
+        file = pq.ParquetFile(path)
+    with file:
+        num_rows, num_bytes = file.metadata.num_rows, path.stat().st_size
+        if not 0 < num_rows <= num_bytes:  # no spectrum is as small as a byte
+            reason = "the table must have rows" if num_rows == 0 else "the file is damaged"
+            raise SpectrumFileError(path, f"{reason}; it declares {num_rows} rows in {num_bytes} bytes.")
+        first_row, batches = 0, None
+        while True:
+            with _parquet_errors(path):
+                batches = batches or file.iter_batches(batch_size=ROWS_AT_A_TIME)
+                batch = next(batches, None)
+                table = None if batch is None else pa.Table.from_batches([batch])
+            if table is None:
+                return
+            yield first_row, table
+            first_row += len(table)
+
+
+def _parquet_rows(path, on_reject, mapping):
+    import pyarrow as pa
+
+    schema = _parquet_schema(path)
+    columns = _Columns(path, schema.names, mapping)
+    for name in columns.channels:
+        if not (pa.types.is_integer(schema.field(name).type) or pa.types.is_floating(schema.field(name).type)):
+            raise SpectrumFileError(
+                path, f"channels must hold numbers; column {name} holds {schema.field(name).type}."
+            )
+    for first_row, table in _parquet_batches(path):
+        with _parquet_errors(path):
+            counts = np.stack([table[name].to_numpy() for name in columns.channels], axis=1)  # a missing one is NaN
+            others = table.select(columns.others).to_pylist()
+        for row in range(len(table)):
+            yield columns.spectrum(first_row + row, counts[row], others[row] if others else {}, on_reject)
+
+
+def _is_corpus(schema):
+    """Whether the counts of a row stand in one column, as in Parquet files that this package wrote."""
+    import pyarrow as pa
+
+    if schema.names.count("counts") != 1:
+        return False
+    of_counts = schema.field("counts").type
+    return pa.types.is_list(of_counts) and (
+        pa.types.is_floating(of_counts.value_type) or pa.types.is_integer(of_counts.value_type)
+    )
+
+
+def _corpus_rows(path, on_reject):
+    for first_row, table in _parquet_batches(path):
+        with _parquet_errors(path):
+            rows = table.drop_columns(["counts"]).to_pylist()
+            counts = table["counts"].combine_chunks()
+            counts = [counts[i].values.to_numpy(zero_copy_only=False) for i in range(len(table))]
+        for i, row in enumerate(rows):
+            try:
+                spectrum = row_to_spectrum({**row, "counts": counts[i]})
+                check_plausible(spectrum)
+            except (ValueError, TypeError, AttributeError, RecursionError) as error:  # of JSON and wrong types
+                message = f"the row is no spectrum ({error})."
+                reject(SpectrumFileError(path, message, f"row {first_row + i}"), on_reject)
+            else:
+                yield spectrum

@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 from pathlib import Path
 
 from ..spectrum import SpectrumFileError
@@ -20,8 +21,9 @@ def read_bytes(path: Path, max_bytes: int = MAX_FILE_BYTES) -> bytes:
     """
     try:
         with open(path, "rb") as file:
-            # Asked for many bytes, `read` reserves them all; pipes and devices have the size 0.
-            num_bytes = os.fstat(file.fileno()).st_size or max_bytes
+            # Asked for many bytes `read` reserves them all, so it is asked for those that are there.
+            status = os.fstat(file.fileno())
+            num_bytes = status.st_size if stat.S_ISREG(status.st_mode) else max_bytes
             content = file.read(min(num_bytes, max_bytes) + 1)
     except OSError as error:
         raise SpectrumFileError(path, f"the file cannot be read ({error.strerror}).") from None
