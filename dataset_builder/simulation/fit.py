@@ -1,8 +1,8 @@
 """`fit_instrument`: parameters of an `InstrumentModel` from measured spectra of known, or roughly known, samples.
 
-Maximum a posteriori estimate: every parameter has a normal prior around its start, on the scale of its transform and as
-wide as instruments differ (`PARAMETERS`), so a parameter that the spectra say nothing about stays where it was and is
-reported as such. Channels count with Poisson noise and a relative error of the model in quadrature; the robust loss
+Maximum a posteriori estimate: every parameter has a normal prior around its start, on the scale of its transform and
+as wide as instruments differ (`PARAMETERS`), so a parameter that the spectra say nothing about stays where it was and
+is reported as such. Channels count with Poisson noise and a relative error of the model in quadrature; the robust loss
 keeps lines of elements that nobody named from pulling at everything else.
 """
 
@@ -15,7 +15,7 @@ from scipy.optimize import least_squares
 from ..spectrum import Spectrum
 from .atomic_data import ELEMENTS
 from .forward import ForwardModel
-from .instrument import InstrumentModel, nominal_state, InstrumentState
+from .instrument import InstrumentModel, InstrumentState, draw_states, nominal_state
 from .sample import reference_mass_fractions
 
 MODEL_CORRELATION_KEV = 0.15
@@ -24,8 +24,12 @@ RELATIVE_MODEL_ERROR = 0.05
 LOWEST_FREE_FRACTION = 1e-6
 """Mass fraction at which a free element starts that the given composition lacks."""
 FREE_ELEMENT_LN_SD = 0.7
+MEAN_OF = 1000
+"""Spectra that a mean is taken to be over: its counting noise is that much smaller."""
 LOW_COUNTS = 100
 """Channels with fewer counts are left out of `median_abs_ln_ratio`: their noise exceeds 10 %."""
+SUM_PEAKS = 1.5
+"""Channels up to so many times the tube voltage are fitted unless told otherwise."""
 DIFFERENCE_STEP = 0.02
 """Step of the numerical derivative in standard deviations of the prior."""
 DETERMINED = 0.7
@@ -60,6 +64,8 @@ PARAMETERS = {
     "tube_electron_angle_deg": FitParameter("linear", 5, 90, 15),
     "tube_takeoff_angle_deg": FitParameter("linear", 3, 90, 10),
     "polycapillary_half_kev": FitParameter("ln", 2, 60, 0.5),
+    "polycapillary_power": FitParameter("ln", 1, 12, 0.4),
+    "scatter_angle_deg": FitParameter("linear", 20, 175, 20),
     "incidence_angle_deg": FitParameter("linear", 10, 90, 10),
     "exit_angle_deg": FitParameter("linear", 10, 90, 10),
     "residual_air": FitParameter("logit", 1e-4, 0.95, 1.0),
@@ -71,7 +77,7 @@ PARAMETERS = {
     "detector_window_um": FitParameter("ln", 1, 100, 0.5),
     "dead_layer_um": FitParameter("ln", 0.005, 5, 0.7),
     "detector_thickness_mm": FitParameter("ln", 0.1, 3, 0.3),
-    "noise_sd_ev": FitParameter("ln", 2, 50, 0.5),
+    "noise_sd_ev": FitParameter("ln", 1, 60, 0.5),
     "noise_fwhm_ev": FitParameter("ln", 20, 300, 0.3),
     "fano": FitParameter("ln", 0.05, 0.5, 0.2),
     "tail_fraction": FitParameter("logit", 1e-4, 0.4, 1.0),
@@ -85,7 +91,7 @@ PARAMETERS = {
 }
 """Fields of `InstrumentModel` that can be fitted."""
 PAIR_PARAMETERS = {
-    "filters": FitParameter("ln", 0.1, 10, 0.3, relative=True),
+    "filters": FitParameter("ln", 0.1, 3000, 0.3),
     "contamination_ug_cm2": FitParameter("ln", 1e-5, 1e3, 2.0),
 }
 """Fields that hold pairs of a material and a number; `"filters:Al"` is the thickness of the aluminium."""
@@ -136,7 +142,7 @@ class FittedInstrument:
         expected_counts (`np.ndarray` of shape `(B, channels)`): the model's spectra, on the scale of the measured.
         fitted_channels (`np.ndarray` of `bool`, shape `(channels,)`): those in `energy_range_kev`.
         median_abs_ln_ratio (`float`): median |ln(measured / expected)| over fitted channels of at least `LOW_COUNTS`
-            measured counts.
+            measured counts; fewer in a mean.
         estimates (`tuple[ParameterEstimate, ...]`): every fitted number.
         exchangeable (`tuple[tuple[str, str, float], ...]`): pairs of parameters and their correlation where only a
             combination of the two is known.
@@ -154,7 +160,9 @@ class FittedInstrument:
     def report(self) -> str:
         """The fit in words: a line for each parameter, then what the spectra left open."""
         lines = [f"median |ln(measured / expected)| {self.median_abs_ln_ratio:.3f}"]
-        lines += [f"{each.name:28s} {each.start:10.4g} -> {each.value:10.4g}{_remark(each)}" for each in self.estimates]
+        lines += [
+            f"{each.name:28s} {each.start:10.4g} -> {each.value:10.4g}{_remark(each)}" for each in self.estimates
+        ]
         lines += [
             f"{first} and {second} are exchangeable (correlation {correlation:+.2f}): only a combination is known."
             for first, second, correlation in self.exchangeable
@@ -169,9 +177,9 @@ def fit_instrument(
     parameters=DEFAULT_PARAMETERS,
     free_elements=(),
     energy_range_kev: tuple[float, float] | None = None,
+    mean: bool = False,
     relative_model_error: float = RELATIVE_MODEL_ERROR,
     max_steps: int = 40,
-    mean=False,
 ) -> FittedInstrument:
     """Fit an instrument to measured spectra.
 
@@ -180,18 +188,20 @@ def fit_instrument(
     grid first, so a calibration that is off by some peak widths is found.
 
     Args:
-        spectra (`Spectrum` or list of `Spectrum`): measured counts (B spectra of equally many channels); a mean of many
-            spectra is one `Spectrum`. Where the spectra have a calibration, it replaces that of `start`; differences
-            between the spectra are taken as drift.
-        mass_fractions (`np.ndarray` of shape `(B, 92)` or `(92,)`, *optional*): what the beam sees of each sample, H to
-            U; the wet marine mud of `reference_mass_fractions` if `None`.
+        spectra (`Spectrum` or list of `Spectrum`): measured counts (B spectra of equally many channels). Where they
+            have a calibration, it replaces that of `start`; differences between the spectra are taken as drift.
+        mass_fractions (`np.ndarray` of shape `(B, 92)` or `(92,)`, *optional*): what the beam sees of each sample, H
+            to U; the wet marine mud of `reference_mass_fractions` if `None`. With `mean`, a population of M samples,
+            of shape `(M, 92)`.
         start (`InstrumentModel`): first guess, with tube, filters and geometry as far as known.
         parameters (sequence of `str`): names in `PARAMETERS`, or `"filters:Al"`, `"contamination_ug_cm2:Cu"`.
-        free_elements (sequence of `str`): elements whose mass fractions are multiplied by a fitted factor, the same for
-            all samples; rows are closed to 1 again.
-        energy_range_kev (`tuple[float, float]`, *optional*): channels to fit; from 0.9 keV to the tube voltage if
-            `None`.
-        relative_model_error (`float`): relative error of the model over a peak width.
+        free_elements (sequence of `str`): elements whose mass fractions are multiplied by a fitted factor, the same
+            for all samples; rows are closed to 1 again.
+        energy_range_kev (`tuple[float, float]`, *optional*): channels to fit; from 0.9 keV to 1.5 times the tube
+            voltage, where sum peaks are, if `None`.
+        mean (`bool`): the one spectrum is the mean over a population of samples under the drifting instrument; only
+            such a mean has the right sum peaks (of lines that exclude each other) and peak shapes.
+        relative_model_error (`float`): relative error of the model over a peak width: about 0.05 for genuine spectra.
         max_steps (`int`): most steps of the search.
 
     Raises:
@@ -199,19 +209,21 @@ def fit_instrument(
     """
     spectra = [spectra] if isinstance(spectra, Spectrum) else list(spectra)
     counts = _counts(spectra)
-    fractions = _mass_fractions(mass_fractions, len(mass_fractions) if mean else len(spectra))
+    if mean and len(spectra) != 1:
+        raise ValueError(f"with mean=True give one spectrum, the mean itself; got {len(spectra)}.")
+    fractions = _mass_fractions(mass_fractions, None if mean else len(spectra))
     start = _with_calibration(start, spectra)
     problem = _Problem(
         counts=counts,
         fractions=fractions,
         start=start,
-        state=_states(start, spectra),
+        calibrations=_calibrations(start, spectra),
+        mean=mean,
         names=_checked_names(parameters, free_elements, start),
         num_elements=len(free_elements),
         channels=_fitted_channels(start, counts, energy_range_kev),
         relative_model_error=relative_model_error,
     )
-    problem.mean = mean
     first = problem.calibrated() if {"gain_kev", "offset_kev"} <= set(parameters) else problem.centre
     solution = least_squares(
         problem.residuals,
@@ -226,23 +238,14 @@ def fit_instrument(
     return _result(problem, solution, spectra)
 
 
-def draw_states(instrument, n, rng, _):
-    z = rng.standard_normal((6, n))
-    return InstrumentState(
-        gain_kev=instrument.gain_kev * (1 + instrument.gain_sd * z[0]),
-        offset_kev=instrument.offset_kev + instrument.offset_sd_kev * z[1],
-        noise_fwhm_ev=np.maximum(instrument.noise_fwhm_ev + instrument.noise_sd_ev * z[2], instrument.lowest_noise_fwhm_ev),
-        intensity=np.exp(instrument.intensity_sd * z[3]),
-        pile_up_fraction=instrument.pile_up_fraction * np.exp(instrument.pile_up_sd * z[4]),
-        water_film_um=instrument.water_film_um * np.exp(instrument.water_film_log_sd * z[5]),
-    )
-
-
 class _Problem:
     """Residuals of the fit as a function of the vector of transformed parameters: free elements, then instrument."""
 
-    def __init__(self, counts, fractions, start, state, names, num_elements, channels, relative_model_error):
-        self.counts, self.fractions, self.start, self.state = counts, fractions, start, state
+    def __init__(
+        self, counts, fractions, mean, start, calibrations, names, num_elements, channels, relative_model_error
+    ):
+        self.counts, self.fractions, self.mean, self.start = counts, fractions, mean, start
+        self.gains, self.offsets = calibrations
         self.names, self.num_elements, self.channels = names, num_elements, channels
         self.elements = [ELEMENTS.index(name.split(":")[1]) for name in names[:num_elements]]
         self.kinds = [_ABUNDANCE] * num_elements + [_parameter(name) for name in names[num_elements:]]
@@ -255,7 +258,8 @@ class _Problem:
         self.prior_sd = np.array([kind.prior_sd for kind in self.kinds])
         # Model errors of the channels of one peak width are one error, not many.
         alike = max(1.0, MODEL_CORRELATION_KEV / start.gain_kev)
-        self.weight = 1 / np.sqrt(1 + alike * relative_model_error**2 * counts)  # (B, channels)
+        noise = 1 / MEAN_OF if mean else 1.0
+        self.weight = 1 / np.sqrt(noise + alike * relative_model_error**2 * counts)  # (B, channels)
         self.model = lru_cache(maxsize=2)(ForwardModel)  # steps in the elements alone keep the instrument
 
     def _transformed(self, values):
@@ -275,31 +279,33 @@ class _Problem:
         for name, value in zip(self.names[self.num_elements :], values[self.num_elements :], strict=True):
             instrument = _set(instrument, name, float(value))
         if self.mean:
-            state = draw_states(instrument, len(fractions), np.random.default_rng(0), 1)
+            state = population_states(instrument, len(fractions))
+            expected = self.model(instrument).expected_counts(fractions, state).mean(axis=0, keepdims=True)
         else:
-          state = nominal_state(instrument, len(fractions))
-          state.gain_kev[:] *= self.state[0]
-          state.offset_kev[:] += self.state[1]
-        expected = self.model(instrument).expected_counts(fractions, state)
-        if self.mean:
-            expected = expected.mean(axis=0, keepdims=True)
+            state = nominal_state(instrument, len(fractions))
+            state = replace(state, gain_kev=state.gain_kev * self.gains, offset_kev=state.offset_kev + self.offsets)
+            expected = self.model(instrument).expected_counts(fractions, state)
         scale = self.scale(expected)
         return instrument, fractions, scale * expected, scale
 
     def scale(self, expected):
-        """Factor of each spectrum with the least sum of squares, shape `(B, 1)`."""
+        """Factor of each spectrum that makes weighted sums over the fitted channels agree, shape `(B, 1)`."""
         weight = np.where(self.channels, self.weight**2, 0.0)
-        above = (weight * np.sqrt(self.counts * expected)).sum(axis=1, keepdims=True)
-        return (above / np.maximum((weight * expected).sum(axis=1, keepdims=True), 1e-300)) ** 2
+        above = (weight * self.counts).sum(axis=1, keepdims=True)
+        return above / np.maximum((weight * expected).sum(axis=1, keepdims=True), 1e-300)
 
     def misfit(self, expected):
         """Residuals, shape `(B, fitted channels)`, in standard deviations where they are small.
 
-        Square roots of counts have a constant variance. The sum of squares is that of P. J. Huber's loss in its smooth
-        form 2 (sqrt(1 + r**2) - 1), linear for large deviations r.
+        Signed roots of the Poisson deviance (P. McCullagh and J. A. Nelder, "Generalized Linear Models" (1989), 2.4),
+        made robust: the sum of squares is P. J. Huber's loss in its smooth form 2 (sqrt(1 + r**2) - 1), linear for
+        large deviations r.
         """
-        deviation = (2 * (np.sqrt(expected) - np.sqrt(self.counts)) * self.weight)[:, self.channels]
-        return np.copysign(np.sqrt(2 * (np.sqrt(1 + deviation**2) - 1)), deviation)
+        counts, expected = self.counts[:, self.channels], np.maximum(expected[:, self.channels], 1e-6)
+        excess = expected - counts
+        deviance = 2 * (excess + counts * np.log(np.maximum(counts, 1e-6) / expected))
+        deviation = np.maximum(deviance, 0) * self.weight[:, self.channels] ** 2
+        return np.copysign(np.sqrt(2 * (np.sqrt(1 + deviation) - 1)), excess)
 
     def residuals(self, vector):
         _, _, expected, _ = self.at(vector)
@@ -368,21 +374,34 @@ def _result(problem, solution, spectra):
         mass_fractions=fractions,
         expected_counts=expected,
         fitted_channels=problem.channels,
-        median_abs_ln_ratio=median_abs_ln_ratio(problem.counts, expected, problem.channels),
+        median_abs_ln_ratio=median_abs_ln_ratio(
+            problem.counts, expected, problem.channels, LOW_COUNTS / MEAN_OF if problem.mean else LOW_COUNTS
+        ),
         estimates=estimates,
         exchangeable=exchangeable,
     )
 
 
-def median_abs_ln_ratio(counts, expected_counts, channels=None) -> float:
-    """Median |ln(measured / expected)| over channels with at least `LOW_COUNTS` measured counts.
+def population_states(instrument: InstrumentModel, num_spectra: int) -> InstrumentState:
+    """States of spectra of as many cores, always the same draws, shape `(num_spectra,)` each."""
+    rng = np.random.default_rng(0)
+    states = [draw_states(instrument, 1, rng) for _ in range(num_spectra)]
+    return InstrumentState(**{name: np.concatenate([vars(each)[name] for each in states]) for name in vars(states[0])})
+
+
+def median_abs_ln_ratio(counts, expected_counts, channels=None, low_counts: float = LOW_COUNTS) -> float:
+    """Median |ln(measured / expected)| over channels with at least `low_counts` measured counts.
 
     Args:
         counts, expected_counts (`np.ndarray` of shape `(..., channels)`): measured and expected.
         channels (`np.ndarray` of `bool`, shape `(channels,)`, *optional*): channels to compare.
+        low_counts (`float`): fewer counts are not compared.
+
+    Returns:
+        NaN if no channel is left.
     """
     counts, expected_counts = np.asarray(counts, dtype=np.float64), np.asarray(expected_counts, dtype=np.float64)
-    compared = (counts >= LOW_COUNTS) & (expected_counts > 0)
+    compared = (counts >= low_counts) & (expected_counts > 0)
     if channels is not None:
         compared &= channels
     if not compared.any():
@@ -477,17 +496,18 @@ def _counts(spectra):
 def _mass_fractions(mass_fractions, num_spectra):
     fractions = reference_mass_fractions() if mass_fractions is None else np.asarray(mass_fractions, dtype=np.float64)
     if fractions.ndim == 1:
-        fractions = np.tile(fractions, (num_spectra, 1))
-    if fractions.shape != (num_spectra, len(ELEMENTS)):
+        fractions = np.tile(fractions, (num_spectra or 1, 1))
+    num_samples = len(fractions) if num_spectra is None else num_spectra
+    if num_samples == 0 or fractions.shape != (num_samples, len(ELEMENTS)):
         raise ValueError(
-            f"mass_fractions must have shape ({num_spectra}, {len(ELEMENTS)}), one row for each spectrum; got "
+            f"mass_fractions must have shape ({num_spectra or 'samples'}, {len(ELEMENTS)}), H to U; got "
             f"{fractions.shape}."
         )
     total = fractions.sum(axis=1)
     if not (np.isfinite(total).all() and (fractions >= 0).all() and np.allclose(total, 1, atol=0.01)):
         raise ValueError(
-            f"each row of mass_fractions must be 0 or more and add up to 1; the sums lie between {total.min():.3g} and "
-            f"{total.max():.3g}: give fractions, not percent, with the oxygen of oxides."
+            f"each row of mass_fractions must be 0 or more and add up to 1; the sums lie between {total.min():.3g} "
+            f"and {total.max():.3g}: give fractions, not percent, with the oxygen of oxides."
         )
     return fractions / total[:, None]
 
@@ -501,7 +521,7 @@ def _with_calibration(start, spectra):
     return replace(start, **changes)
 
 
-def _states(start, spectra):
+def _calibrations(start, spectra):
     """Gain of each spectrum relative to the start's and difference of offsets in keV, each of shape `(B,)`."""
     gains = [start.gain_kev if each.gain_kev is None else each.gain_kev for each in spectra]
     offsets = [start.offset_kev if each.offset_kev is None else each.offset_kev for each in spectra]
@@ -509,7 +529,7 @@ def _states(start, spectra):
 
 
 def _fitted_channels(start, counts, energy_range_kev):
-    low, high = energy_range_kev or (0.9, start.tube_kv)
+    low, high = energy_range_kev or (0.9, SUM_PEAKS * start.tube_kv)
     kev = start.offset_kev + start.gain_kev * np.arange(start.num_channels)
     channels = (kev >= low) & (kev <= high)
     if not channels.any() or counts[:, channels].sum() == 0:

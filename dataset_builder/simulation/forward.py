@@ -3,7 +3,7 @@
 Names of the axes: B spectra, Z elements, E excitation energies (tube continuum and lines), L emission lines.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -55,8 +55,10 @@ class ForwardModel:
         self._prepare_excitation()
         self._prepare_scattering()
         self._counts_per_intensity = 1.0
+        self.instrument = replace(instrument, zero_peak_per_s=0.0)  # only photons belong to the reference counts
         reference = self.expected_counts(reference_mass_fractions()[None], nominal_state(instrument, 1))
         self._counts_per_intensity = instrument.reference_counts / reference.sum()
+        self.instrument = instrument
 
     def _prepare_excitation(self):
         ins = self.instrument
@@ -68,7 +70,7 @@ class ForwardModel:
         for name, thickness_um in ins.filters:
             photons *= material(name).transmission(energy_kev, 1e-4 * thickness_um)
         if ins.polycapillary_half_kev is not None:
-            photons *= polycapillary_transmission(energy_kev, ins.polycapillary_half_kev)
+            photons *= polycapillary_transmission(energy_kev, ins.polycapillary_half_kev, ins.polycapillary_power)
         photons *= self._gas.transmission(energy_kev, 0.1 * ins.beam_path_mm)
         photons *= self._film.transmission(energy_kev, 1e-4 * ins.film_um / self._sin_in)
         self.excitation = photons / photons.sum()  # (E,)
@@ -214,13 +216,14 @@ class ForwardModel:
         return ideal
 
 
-def polycapillary_transmission(energy_kev, half_kev: float) -> np.ndarray:
+def polycapillary_transmission(energy_kev, half_kev: float, power: float = 2.0) -> np.ndarray:
     """Transmission of a focusing polycapillary relative to low energies, shape `(energies,)`.
 
-    The critical angle of total reflection falls as 1 / E, the accepted solid angle as its square, once the channels
-    no longer accept the whole source: C. A. MacDonald and W. M. Gibson, X-Ray Spectrom. 32, 258 (2003).
+    The critical angle of total reflection falls as 1 / E, the accepted solid angle as its square (`power` 2), once the
+    channels no longer accept the whole source; bends lose hard photons faster (C. A. MacDonald and W. M. Gibson, X-Ray
+    Spectrom. 32, 258 (2003)), which a higher power describes.
     """
-    return 1 / (1 + (np.asarray(energy_kev) / half_kev) ** 2)
+    return 1 / (1 + (np.asarray(energy_kev) / half_kev) ** power)
 
 
 @cache

@@ -25,12 +25,13 @@ class InstrumentModel:
         name: instrument's name, written into every spectrum.
         anode, tube_kv, tube_ua, live_time_s: tube (element symbol, kV, microampere) and counting time.
         num_channels, gain_kev, offset_kev: the native channels.
-        reference_counts: total counts of the reference sediment.
+        reference_counts: total counts of the reference sediment, without the zero peak.
         tube_window_um, tube_electron_angle_deg, tube_takeoff_angle_deg: beryllium window and geometry of the tube.
         characteristic_scale: the tube's characteristic lines relative to Ebel's formula.
         filters: primary filters as pairs of material and thickness in micrometre, `(("Al", 200.0), ("Ti", 25.0))`.
-        polycapillary_half_kev: energy at which a focusing optic passes half of what it passes at low energies; no
-            optic if `None`.
+        polycapillary_half_kev, polycapillary_power: energy at which a focusing optic passes half of what it passes at
+            low energies, and the steepness of the fall (see `forward.polycapillary_transmission`); no optic if the
+            energy is `None`.
         incidence_angle_deg, exit_angle_deg: beam and detector to the sample's surface.
         scatter_angle_deg: between beam and detector; the sum of the two angles if `None` (all in one plane).
         atmosphere: gas in the path, `"air"`, `"helium"` or `"vacuum"`.
@@ -72,6 +73,7 @@ class InstrumentModel:
     characteristic_scale: float = 1.0
     filters: tuple[tuple[str, float], ...] = ()
     polycapillary_half_kev: float | None = None
+    polycapillary_power: float = 2.0
     incidence_angle_deg: float = 45.0
     exit_angle_deg: float = 45.0
     scatter_angle_deg: float | None = None
@@ -162,6 +164,7 @@ _POSITIVE = (
     "reference_counts",
     "tube_electron_angle_deg",
     "tube_takeoff_angle_deg",
+    "polycapillary_power",
     "detector_thickness_mm",
     "fano",
     "tail_kev",

@@ -16,6 +16,7 @@ from .cores import Core, draw_core
 from .forward import ForwardModel
 from .instrument import InstrumentModel, draw_states, state_labels
 from .presets import instrument_model
+from .random_instrument import draw_instrument
 from .sample import SampleModel, sample_model
 from .targets import TARGET_NAMES, TARGET_UNITS
 
@@ -194,8 +195,6 @@ class SimulatedSource:
         """Spectra of a unit in batches of `BLOCK_SIZE`; numbers beyond `num_units` give further, fresh units."""
         model, instrument, rng = self._choose(unit)
         if instrument == RANDOM_INSTRUMENT:
-            from .presets import draw_instrument
-
             instrument = draw_instrument(rng)
         num_spectra, unit_name = self.unit_size(unit), self.unit_name(unit)
         if model.layered or self.drill_cores:

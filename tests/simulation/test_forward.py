@@ -159,7 +159,10 @@ def test_light_matrices_scatter_more_and_compton_stands_below_rayleigh(micro_xrf
 def test_air_shows_argon_and_hides_sodium_and_magnesium():
     mud = composition(SiO2=10, MgO=3, Na2O=3, Al2O3=4)
     in_air, in_helium = (
-        ForwardModel(dataclasses.replace(AVAATECH_10KV, atmosphere=gas, residual_air=0.0)) for gas in ("air", "helium")
+        ForwardModel(
+            dataclasses.replace(AVAATECH_10KV, noise_fwhm_ev=100.0, noise_sd_ev=5.0, atmosphere=gas, residual_air=0.0)
+        )
+        for gas in ("air", "helium")
     )
     air, helium = counts_of(in_air, mud), counts_of(in_helium, mud)
     assert peak(in_air, air, 2.957)[0] > peak(in_helium, helium, 2.957)[0] + 100
