@@ -94,7 +94,7 @@ def main():
     from dataset_builder.readers import find_sources
 
     mapping = ColumnMapping.from_json(arguments.column_mapping) if arguments.column_mapping else None
-    sources = find_sources(positional.inputs)
+    sources = find_sources(positional.inputs, mapping)
     for path in {output.resolve(), rejected.resolve()} & {source.resolve() for source in sources}:
         raise ValueError(f"The output {path} lies among the inputs; choose a place outside the input folder.")
     model, feature_extractor = load_model(positional.model, arguments.device)

@@ -368,12 +368,13 @@ def main(argv: list[str] | None = None):
 
     from transformers import set_seed
 
-    from evaluation_xrf import MeanBaseline, RidgeBaseline, provenance
+    from evaluation_xrf import MeanBaseline, RidgeBaseline
     from feature_extraction_xrf import XRFFeatureExtractor
     from figures_xrf import plot_training_curves
     from files_xrf import claim_run_folder, write_json, write_text
     from finetuning_xrf import load_encoder, markdown_table, render_card, shared_groups
     from hub_xrf import push_repository, save_adapter_repository, save_repository
+    from training_xrf import provenance
 
     base, revision = model_arguments.model_name_or_path, model_arguments.model_revision
     encoder = load_encoder(base, revision)
