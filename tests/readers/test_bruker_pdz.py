@@ -99,11 +99,11 @@ def test_damage_is_refused(tmp_path, content, message):
 
 
 def test_lying_numbers_of_entries_end_at_once(tmp_path):
-    started = time.perf_counter()
+    started = time.process_time()
     for entries in (record(9, struct.pack("<h", 2**15 - 1), text("a"), text("b")), INSTRUMENT[:-12] + b"\xff" * 12):
         with pytest.raises(SpectrumFileError):
             read(tmp_path, FILE_HEADER + entries + spectrum())
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 @pytest.mark.parametrize("name", examples())

@@ -72,11 +72,11 @@ def test_several_spectra_without_headers_have_no_energy_scale(tmp_path):
     ],
 )
 def test_damage_is_refused(tmp_path, content, message):
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(SpectrumFileError, match=message) as caught:
         read(tmp_path, content)
     assert str(tmp_path / "a.spx") in str(caught.value)
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 @pytest.mark.parametrize("name", examples())

@@ -27,9 +27,9 @@ def test_parse_number_gives_none_for_anything_else(text):
 
 
 def test_parse_number_takes_no_longer_than_the_text_is_long():
-    start = time.perf_counter()
+    start = time.process_time()
     assert parse_number("1" * 200_000 + "x") is None  # minutes, if every split of the digits were tried
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_numbers_are_those_of_parse_number():
