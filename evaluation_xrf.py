@@ -118,6 +118,99 @@ def regression_report(predictions, references, target_names: Sequence[str]) -> d
     }
 
 
+def ln_rmse(predictions, references) -> float:
+    """
+    Root mean squared error of ln(concentration) of one target: 0.1 means that predictions are about 10 % off, at the
+    detection limit as at the top of the range.
+
+    A prediction that is zero or negative has no logarithm and makes the error NaN.
+
+    Args:
+        predictions (array-like of shape `(N,)`): predicted concentrations.
+        references (array-like of shape `(N,)`): laboratory values in the same unit, NaN where missing.
+
+    Raises:
+        ValueError: if the shapes differ or are not one-dimensional, or a reference is infinite or not positive.
+    """
+    return regression_metrics(*_logarithms(predictions, references))["rmse"]
+
+
+def relative_ln_rmse(predictions, references) -> float:
+    """
+    `ln_rmse` over the standard deviation (`ddof=0`) of ln(reference): 1 is what predicting the mean of the test set's
+    own ln(reference) would give, 0 is perfect. NaN for fewer than two or for constant references.
+    """
+    predictions, references = _logarithms(predictions, references)
+    spread = float(np.std(references[~np.isnan(references)])) if (~np.isnan(references)).any() else 0.0
+    return regression_metrics(predictions, references)["rmse"] / spread if spread > 0 else float("nan")
+
+
+def mean_relative_ln_rmse(predictions, references) -> float:
+    """`relative_ln_rmse` averaged over the T targets: predictions and references of shape `(N, T)`."""
+    columns = zip(np.transpose(predictions), np.transpose(references), strict=True)
+    return float(np.mean([relative_ln_rmse(*column) for column in columns]))
+
+
+def _logarithms(predictions, references) -> tuple[np.ndarray, np.ndarray]:
+    predictions = np.asarray(predictions, dtype=np.float64)
+    references = np.asarray(references, dtype=np.float64)
+    if (references <= 0).any():
+        raise ValueError(
+            f"a concentration of {references[references <= 0][0]:g} has no logarithm: mark values below detection as "
+            "missing (NaN)."
+        )
+    positive = predictions > 0
+    return np.where(positive, np.log(np.where(positive, predictions, 1)), np.nan), np.log(references)
+
+
+def interval_metrics(lower, upper, references, coverage: float) -> dict[str, float]:
+    """
+    How honest and how wide the prediction intervals of one target are.
+
+    Over the `n` spectra that have a reference:
+
+    - `coverage`: share of references within their interval, bounds included; honest intervals have about the nominal
+      share of them;
+    - `width`: mean width, in the target's unit;
+    - `interval_score`: mean of `(upper - lower) + 2 / alpha * (distance of the reference outside the interval)` with
+      `alpha = 1 - coverage` (Gneiting & Raftery 2007, J. Am. Stat. Assoc. 102, equation 43): lower is better, and
+      neither too wide nor too narrow intervals can win;
+    - `n`: the number of references.
+
+    All but `n` are NaN where there is no reference; a bound that is NaN where a reference exists makes them NaN.
+
+    Args:
+        lower, upper (array-like of shape `(N,)`): bounds in the target's unit.
+        references (array-like of shape `(N,)`): laboratory values, NaN where missing.
+        coverage (`float`): nominal share, 0.9 for a 90 % interval.
+
+    Raises:
+        ValueError: if the shapes differ, the coverage is not between 0 and 1, or an upper bound is below the lower.
+    """
+    lower, upper, references = (np.asarray(values, dtype=np.float64) for values in (lower, upper, references))
+    if references.ndim != 1 or not lower.shape == upper.shape == references.shape:
+        raise ValueError(
+            "lower, upper and references of one target must be lists of equal length; their shapes are "
+            f"{lower.shape}, {upper.shape} and {references.shape}."
+        )
+    if not 0 < coverage < 1:
+        raise ValueError(f"coverage must lie between 0 and 1, but is {coverage}; give 0.9 for 90 % intervals.")
+    if (upper < lower).any():
+        row = int(np.flatnonzero(upper < lower)[0])
+        raise ValueError(f"interval {row} ends ({upper[row]:g}) before it begins ({lower[row]:g}): swap its bounds.")
+    labelled = ~np.isnan(references)
+    lower, upper, references = lower[labelled], upper[labelled], references[labelled]
+    if not labelled.any() or np.isnan(lower).any() or np.isnan(upper).any():
+        return {"coverage": np.nan, "width": np.nan, "interval_score": np.nan, "n": int(labelled.sum())}
+    outside = np.maximum(lower - references, 0) + np.maximum(references - upper, 0)
+    return {
+        "coverage": float(np.mean(outside == 0)),
+        "width": float(np.mean(upper - lower)),
+        "interval_score": float(np.mean(upper - lower + 2 / (1 - coverage) * outside)),
+        "n": len(references),
+    }
+
+
 def regression_metric(target_names: Sequence[str], cache_dir: str | None = None):
     """
     An `evaluate.Metric` over `regression_report` that needs no network.
@@ -169,10 +262,12 @@ class MeanBaseline:
 
     Args:
         target_names (`Sequence[str]`, *optional*): the names of the T targets, for error messages.
+        log_target (`bool`, defaults to `False`): take the geometric mean, that of ln(concentration).
     """
 
-    def __init__(self, target_names: Sequence[str] | None = None):
+    def __init__(self, target_names: Sequence[str] | None = None, log_target: bool = False):
         self.target_names = target_names
+        self.log_target = log_target
 
     def fit(self, counts, targets, groups=None) -> MeanBaseline:
         """
@@ -186,11 +281,16 @@ class MeanBaseline:
         Raises:
             ValueError: if a target has no label.
         """
-        targets = _target_columns(targets, len(counts))
-        for column, name in enumerate(_names(self.target_names, targets)):
+        targets = target_columns(targets, len(counts))
+        for column, name in enumerate(name_targets(self.target_names, targets)):
             if np.isnan(targets[:, column]).all():
                 raise ValueError(f"target {name} has no laboratory value in the training rows: add labels or drop it.")
-        self.means_ = np.nanmean(targets, axis=0)
+            if self.log_target and (targets[:, column] <= 0).any():
+                raise ValueError(
+                    f"log_target needs positive labels; {name} has {np.nanmin(targets[:, column]):g}: mark values "
+                    "below detection as missing (NaN) or use log_target=False."
+                )
+        self.means_ = np.exp(np.nanmean(np.log(targets), axis=0)) if self.log_target else np.nanmean(targets, axis=0)
         return self
 
     def predict(self, counts) -> np.ndarray:
@@ -236,26 +336,22 @@ class RidgeBaseline:
             ValueError: if a spectrum is empty, negative or not finite, or a target has fewer than 3 labels, is
                 constant, or (with `log_target`) has a label that is not positive.
         """
-        from sklearn.linear_model import Ridge
-
-        features = _square_root_unit_sum(counts)
-        targets = _target_columns(targets, len(features))
-        groups = _checked_groups(groups, len(features))
+        features = square_root_unit_sum(counts)
+        targets = target_columns(targets, len(features))
+        groups = checked_groups(groups, len(features))
         self.penalties_, coefficients, self.intercepts_ = np.zeros(targets.shape[1]), [], np.zeros(targets.shape[1])
-        for column, name in enumerate(_names(self.target_names, targets)):
+        for column, name in enumerate(name_targets(self.target_names, targets)):
             labelled = ~np.isnan(targets[:, column])
-            labels = self._checked_labels(targets[labelled, column], name)
-            rows = features[labelled]
-            penalty = _choose_penalty(rows, labels, None if groups is None else groups[labelled])
-            ridge = Ridge(alpha=penalty).fit(rows, labels)
-            self.penalties_[column], self.intercepts_[column] = penalty, ridge.intercept_
-            coefficients.append(ridge.coef_)
+            labels = checked_labels(targets[labelled, column], name, self.log_target)
+            fitted = fit_ridge(features[labelled], labels, None if groups is None else groups[labelled])
+            coefficients.append(fitted[0])
+            self.intercepts_[column], self.penalties_[column] = fitted[1:]
         self.coefficients_ = np.stack(coefficients, axis=1)  # (L, T)
         return self
 
     def predict(self, counts) -> np.ndarray:
         """Predicts the `(N, T)` concentrations of spectra of shape `(N, L)` on the training grid."""
-        features = _square_root_unit_sum(counts)
+        features = square_root_unit_sum(counts)
         if features.shape[1] != len(self.coefficients_):
             raise ValueError(
                 f"the baseline was fitted on {len(self.coefficients_)} channels and these spectra have "
@@ -264,25 +360,49 @@ class RidgeBaseline:
         predictions = features @ self.coefficients_ + self.intercepts_
         return np.exp(predictions) if self.log_target else predictions
 
-    def _checked_labels(self, labels: np.ndarray, name: str) -> np.ndarray:
-        if len(labels) < MIN_LABELS:
-            raise ValueError(
-                f"ridge regression needs at least {MIN_LABELS} labels of a target; {name} has {len(labels)} in the "
-                "training rows: add labels or drop it."
-            )
-        if np.ptp(labels) == 0:
-            raise ValueError(
-                f"target {name} is constant ({labels[0]:g}) over the {len(labels)} training labels, so nothing can be "
-                "learnt: add other labels or drop it."
-            )
-        if not self.log_target:
-            return labels
-        if labels.min() <= 0:
-            raise ValueError(
-                f"log_target needs positive labels; {name} has {labels.min():g}: mark values below detection as "
-                "missing (NaN) or use log_target=False."
-            )
-        return np.log(labels)
+
+def checked_labels(labels: np.ndarray, name: str, log_target: bool) -> np.ndarray:
+    """What a calibration is fitted to: the labels `(n,)` of one target, or their logarithms.
+
+    Raises:
+        ValueError: there are fewer than `MIN_LABELS` of them, they are constant, or one has no logarithm.
+    """
+    if len(labels) < MIN_LABELS:
+        raise ValueError(
+            f"a calibration needs at least {MIN_LABELS} labels of a target; {name} has {len(labels)} in the "
+            "training rows: add labels or drop it."
+        )
+    if np.ptp(labels) == 0:
+        raise ValueError(
+            f"target {name} is constant ({labels[0]:g}) over the {len(labels)} training labels, so nothing can be "
+            "learnt: add other labels or drop it."
+        )
+    if not log_target:
+        return labels
+    if labels.min() <= 0:
+        raise ValueError(
+            f"log_target needs positive labels; {name} has {labels.min():g}: mark values below detection as "
+            "missing (NaN) or use log_target=False."
+        )
+    return np.log(labels)
+
+
+def fit_ridge(features: np.ndarray, labels: np.ndarray, groups: np.ndarray | None) -> tuple[np.ndarray, float, float]:
+    """Ridge regression with an intercept, the penalty chosen among `RIDGE_PENALTIES` as in `RidgeBaseline`.
+
+    Args:
+        features (`np.ndarray` of shape `(n, L)`): rows of norm near 1.
+        labels (`np.ndarray` of shape `(n,)`): what is to be predicted.
+        groups (`np.ndarray` of shape `(n,)`, *optional*): core or sample of each row.
+
+    Returns:
+        coefficients `(L,)`, intercept and penalty.
+    """
+    from sklearn.linear_model import Ridge
+
+    penalty = _choose_penalty(features, labels, groups)
+    ridge = Ridge(alpha=penalty).fit(features, labels)
+    return ridge.coef_, float(ridge.intercept_), penalty
 
 
 def _choose_penalty(features: np.ndarray, labels: np.ndarray, groups: np.ndarray | None) -> float:
@@ -340,7 +460,12 @@ def _ridge_path(features: np.ndarray, labels: np.ndarray, new_features: np.ndarr
     return ((left @ eigenvectors) * (right @ eigenvectors)) @ inverse + mean_label
 
 
-def _square_root_unit_sum(counts) -> np.ndarray:
+def square_root_unit_sum(counts) -> np.ndarray:
+    """Square roots of spectra `(N, L)` scaled to the sum 1: rows of norm 1 whose noise is nearly the same everywhere.
+
+    Raises:
+        ValueError: a spectrum is empty, negative or not finite.
+    """
     counts = np.asarray(counts, dtype=np.float64)
     if counts.ndim != 2:
         raise ValueError(f"counts must have shape (spectra, channels); they have shape {counts.shape}.")
@@ -353,7 +478,7 @@ def _square_root_unit_sum(counts) -> np.ndarray:
     return np.sqrt(counts / counts.sum(axis=1, keepdims=True))
 
 
-def _target_columns(targets, num_spectra: int) -> np.ndarray:
+def target_columns(targets, num_spectra: int) -> np.ndarray:
     """Targets as `(N, T)` float64, checked against the number of spectra."""
     targets = np.asarray(targets, dtype=np.float64)
     targets = targets[:, None] if targets.ndim == 1 else targets
@@ -368,7 +493,8 @@ def _target_columns(targets, num_spectra: int) -> np.ndarray:
     return targets
 
 
-def _checked_groups(groups, num_spectra: int) -> np.ndarray | None:
+def checked_groups(groups, num_spectra: int) -> np.ndarray | None:
+    """Groups as an array `(N,)`, checked against the number of spectra; `None` stays `None`."""
     if groups is None:
         return None
     groups = np.asarray(groups)
@@ -380,7 +506,8 @@ def _checked_groups(groups, num_spectra: int) -> np.ndarray | None:
     return groups
 
 
-def _names(target_names: Sequence[str] | None, targets: np.ndarray) -> Sequence[str]:
+def name_targets(target_names: Sequence[str] | None, targets: np.ndarray) -> Sequence[str]:
+    """The names of the columns of `targets`, or their numbers where there are no names."""
     if target_names is None:
         return [str(column) for column in range(targets.shape[1])]
     if len(target_names) != targets.shape[1]:
@@ -412,7 +539,7 @@ def draw_labelled(targets, num_labels: int, seed: int, groups=None) -> np.ndarra
         ValueError: if `num_labels` is below 1 or above the number of labelled rows.
     """
     targets = np.asarray(targets, dtype=np.float64)
-    targets = _target_columns(targets, len(targets))
+    targets = target_columns(targets, len(targets))
     labelled = np.flatnonzero(~np.isnan(targets).all(axis=1))
     if not 1 <= num_labels <= len(labelled):
         raise ValueError(
@@ -420,7 +547,7 @@ def draw_labelled(targets, num_labels: int, seed: int, groups=None) -> np.ndarra
             f"are {len(labelled)}."
         )
     order = np.random.default_rng(seed).permutation(labelled)
-    groups = _checked_groups(groups, len(targets))
+    groups = checked_groups(groups, len(targets))
     if groups is not None:
         order = order[np.argsort(_round_of_each(groups[order]), kind="stable")]
     return order[:num_labels]

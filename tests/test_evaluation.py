@@ -16,9 +16,13 @@ from evaluation_xrf import (
     MeanBaseline,
     RidgeBaseline,
     draw_labelled,
+    interval_metrics,
+    ln_rmse,
+    mean_relative_ln_rmse,
     regression_metric,
     regression_metrics,
     regression_report,
+    relative_ln_rmse,
 )
 
 NAN = float("nan")
@@ -109,6 +113,63 @@ def test_report_judges_every_target_by_its_own_labelled_rows():
     assert report["TOC"] == regression_metrics([20.0, 30.0], [22.0, 30.0])
 
 
+def test_errors_of_logarithms_equal_a_hand_computation():
+    # ln errors ln 2, 0, -ln 2; the references' ln are 0, ln 4, ln 16: sd sqrt(2/3) ln 4
+    references, predictions = [1.0, 4.0, 16.0], [2.0, 4.0, 8.0]
+    expected = math.log(2) * math.sqrt(2 / 3)
+    assert ln_rmse(predictions, references) == pytest.approx(expected)
+    assert relative_ln_rmse(predictions, references) == pytest.approx(expected / (math.sqrt(2 / 3) * math.log(4)))
+    assert ln_rmse([*predictions, 7.0], [*references, NAN]) == pytest.approx(expected)  # a missing label is left out
+    assert relative_ln_rmse([2.0, 2.0], [1.0, 4.0]) == pytest.approx(1.0)  # their geometric mean
+    both = mean_relative_ln_rmse(np.transpose([predictions, references]), np.transpose([references, references]))
+    assert both == pytest.approx(0.25)
+
+
+def test_logarithms_that_do_not_exist_are_not_hidden():
+    for prediction in (0.0, -1.0, NAN):
+        assert math.isnan(ln_rmse([2.0, prediction], [1.0, 3.0]))
+        assert math.isnan(relative_ln_rmse([2.0, prediction], [1.0, 3.0]))
+    assert ln_rmse([2.0, -1.0], [1.0, NAN]) == pytest.approx(math.log(2))
+    assert math.isnan(relative_ln_rmse([1.0, 2.0], [3.0, 3.0])) and math.isnan(relative_ln_rmse([1.0], [NAN]))
+    with pytest.raises(ValueError, match="a concentration of 0 has no logarithm"):
+        ln_rmse([1.0, 2.0], [1.0, 0.0])
+
+
+def test_interval_metrics_equal_a_hand_computation():
+    # widths 2, 4, 1; the second reference is 1 below its interval, the third on its bound
+    metrics = interval_metrics([0.0, 2.0, 5.0], [2.0, 6.0, 6.0], [1.0, 1.0, 6.0], coverage=0.8)
+    assert metrics == pytest.approx(
+        {"coverage": 2 / 3, "width": 7 / 3, "interval_score": (7 + 2 / 0.2 * 1) / 3, "n": 3}
+    )
+    above = interval_metrics([0.0], [1.0], [1.5], coverage=0.9)
+    assert above == pytest.approx({"coverage": 0.0, "width": 1.0, "interval_score": 1 + 2 / 0.1 * 0.5, "n": 1})
+    missing = interval_metrics([0.0, 0.0], [1.0, 9.0], [1.5, NAN], coverage=0.9)
+    assert missing == pytest.approx(above)
+
+
+def test_the_interval_score_is_least_for_the_true_quantiles():
+    references = np.random.default_rng(0).normal(size=100_000)
+    scores = {}
+    for half_width in np.arange(1.0, 2.5, 0.05).round(2):
+        bound = np.full(len(references), half_width)
+        metrics = interval_metrics(-bound, bound, references, coverage=0.9)
+        scores[half_width] = metrics["interval_score"]
+        if half_width == 1.65:
+            assert metrics["coverage"] == pytest.approx(0.9, abs=0.003)
+    assert min(scores, key=scores.get) == pytest.approx(1.645, abs=0.06)
+
+
+def test_interval_metrics_refuse_what_is_no_interval():
+    with pytest.raises(ValueError, match=r"interval 1 ends \(1\) before it begins \(2\)"):
+        interval_metrics([0.0, 2.0], [1.0, 1.0], [0.5, 0.5], coverage=0.9)
+    with pytest.raises(ValueError, match="coverage must lie between 0 and 1, but is 90"):
+        interval_metrics([0.0], [1.0], [0.5], coverage=90)
+    with pytest.raises(ValueError, match=r"their shapes are \(2,\), \(1,\) and \(1,\)"):
+        interval_metrics([0.0, 1.0], [1.0], [0.5], coverage=0.9)
+    for metrics in (interval_metrics([NAN], [1.0], [0.5], 0.9), interval_metrics([0.0], [1.0], [NAN], 0.9)):
+        assert all(math.isnan(metrics[name]) for name in ("coverage", "width", "interval_score"))
+
+
 def test_evaluate_metric_keeps_missing_labels_and_needs_no_network(tmp_path, monkeypatch):
     def no_network(*arguments):
         raise OSError("a metric has no business on the network")
@@ -141,6 +202,10 @@ def test_mean_baseline_predicts_the_mean_of_the_labelled_rows():
     np.testing.assert_array_equal(baseline.predict(np.ones((2, 8))), [[2.0, 6.0], [2.0, 6.0]])
     with pytest.raises(ValueError, match="target TOC has no laboratory value"):
         MeanBaseline(["CaCO3", "TOC"]).fit(np.ones((2, 8)), [[1.0, NAN], [2.0, NAN]])
+    geometric = MeanBaseline(log_target=True).fit(np.ones((3, 8)), [[1.0, NAN], [4.0, 5.0], [NAN, 5.0]])
+    np.testing.assert_allclose(geometric.predict(np.ones((1, 8))), [[2.0, 5.0]])
+    with pytest.raises(ValueError, match="log_target needs positive labels; TOC has 0"):
+        MeanBaseline(["TOC"], log_target=True).fit(np.ones((2, 8)), [0.0, 2.0])
 
 
 @pytest.mark.parametrize("num_spectra", [20, 150])  # fewer and more spectra than the 64 channels

@@ -1,0 +1,382 @@
+"""Few labels, honest numbers: calibrations compared on real spectra and on simulated cores, all fitted the same way.
+
+    XRF_REAL_DATA=path/to/spectra python benchmarks/few_labels.py --sets mudrock_light_a --methods ridge net_areas
+    XRF_REAL_DATA=path/to/spectra python benchmarks/few_labels.py --protocols instruments
+    python benchmarks/few_labels.py --tables
+
+Without options: all sets, all protocols but `five_fold`, all methods. Every choice of a method is made inside the
+training part of a split (`protocols_xrf`). Targets of a real set are the elements determined in all its samples, in
+wt%. A row per target is appended to `benchmarks/few_labels.csv` as soon as a method is through; `--tables` prints
+Markdown tables from the last row of each kind.
+"""
+
+import argparse
+import csv
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+import protocols_xrf as protocols
+from command_line_xrf import run
+from protocols_xrf import CalibrationSet
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "few_labels.csv"
+COVERAGES = (0.8, 0.9)
+INTERVAL_COLUMNS = [f"{name}_{100 * share:.0f}" for share in COVERAGES for name in ("coverage", "width", "score")]
+COLUMNS = [
+    *("date", "commit", "hardware", "set", "protocol", "num_labels", "seed", "method", "target", "n"),
+    *("r2", "rmse", "mae", "bias", "rpd", "rpiq", "ln_rmse", "relative_ln_rmse", *INTERVAL_COLUMNS, "seconds"),
+]
+KEY = ("set", "protocol", "num_labels", "seed", "method", "target")
+# What 15 kV excites and a detector in air sees, of what is determined in all 26 mudrocks; Na and Ba are not seen.
+LIGHT_ELEMENTS = ("Mg", "Al", "Si", "P", "S", "K", "Ca", "Ti", "V", "Cr", "Mn", "Fe")
+SIMULATED = {"num_spectra": 1500, "num_cores": 50, "seed": 41_000}
+
+
+# --- sets: name -> function of the data folder ---
+
+
+def mudrocks(folder: Path, mode: str, instruments: str) -> CalibrationSet:
+    """26 mudrocks on one or both handheld instruments, grouped by core or formation."""
+    from dataset_builder import read_spectra
+
+    files = [folder / "labelled" / f"mudrock_{mode}_instrument_{name}.npz" for name in instruments]
+    per_instrument = [read_spectra(file) for file in files]
+    spectra = [spectrum for part in per_instrument for spectrum in part]
+    samples = np.array([spectrum.sample for spectrum in spectra])
+    names = LIGHT_ELEMENTS if mode == "light" else determined_in_all(spectra)
+    return CalibrationSet(
+        spectra,
+        target_values(spectra, names),
+        names,
+        samples,
+        groups=np.array([protocols.formation(sample) for sample in samples]),
+        instruments=np.repeat(list(instruments), list(map(len, per_instrument))),
+    )
+
+
+def obsidians(folder: Path) -> CalibrationSet:
+    """40 obsidians from 40 sources on one handheld instrument."""
+    from dataset_builder import read_spectra
+
+    spectra = read_spectra(folder / "labelled" / "obsidian_instrument_c.npz")
+    names = determined_in_all(spectra)
+    return CalibrationSet(
+        spectra, target_values(spectra, names), names, np.array([spectrum.sample for spectrum in spectra])
+    )
+
+
+def simulated_cores(_) -> CalibrationSet:
+    """CaCO3 and TOC of simulated marine cores under the Avaatech preset."""
+    from dataset_builder import SimulatedSource
+
+    source = SimulatedSource("marine_sediment", "avaatech_10kv", **SIMULATED)
+    spectra = [
+        spectrum for unit in range(source.num_units) for batch in source.simulate(unit) for spectrum in batch.spectra()
+    ]
+    names = ("CaCO3", "TOC")
+    return CalibrationSet(
+        spectra,
+        target_values(spectra, names),
+        names,
+        np.array([spectrum.sample for spectrum in spectra]),
+        groups=np.array([spectrum.core for spectrum in spectra]),
+    )
+
+
+def determined_in_all(spectra) -> tuple[str, ...]:
+    return tuple(sorted(set.intersection(*(set(spectrum.targets) for spectrum in spectra))))
+
+
+def target_values(spectra, names) -> np.ndarray:
+    return np.array([[spectrum.targets[name] for name in names] for spectrum in spectra])
+
+
+# --- protocols: name -> function of set and options, giving (number of labels, seed, splits) ---
+
+
+def leave_one_out(data, options):
+    yield None, options.seeds[0], protocols.leave_one_out(len(data))
+
+
+def leave_group_out(data, options):
+    yield None, options.seeds[0], protocols.leave_one_group_out(data.groups)
+
+
+def five_fold(data, options):
+    for seed in options.seeds:
+        yield None, seed, protocols.k_fold(len(data), 5, seed)
+
+
+def few_labels(data, options):
+    from dataset_builder import split_by_group
+
+    test = np.flatnonzero(split_by_group(data.groups, {"training": 0.8, "test": 0.2}, seed=0) == "test")
+    for num_labels in (*options.num_labels, None):
+        for seed in options.seeds[: 1 if num_labels is None else None]:
+            yield num_labels, seed, protocols.few_labels(data.targets, test, num_labels, seed, data.groups)
+
+
+def instruments(data, options):
+    for num_transfer in options.num_transfer:
+        for seed in options.seeds:
+            splits = protocols.between_instruments(data, "a", "b", num_transfer, max(options.num_transfer), seed)
+            yield num_transfer, seed, splits
+
+
+def instruments_and_groups(data, options):
+    for num_transfer in options.num_transfer:
+        for seed in options.seeds[: None if num_transfer else 1]:
+            yield num_transfer, seed, protocols.between_instruments_and_groups(data, "a", "b", num_transfer, seed)
+
+
+PROTOCOLS = {
+    function.__name__: function
+    for function in (leave_one_out, leave_group_out, five_fold, few_labels, instruments, instruments_and_groups)
+}
+TRANSFER_PROTOCOLS = ("instruments", "instruments_and_groups")
+
+# name -> (loader, the protocols that make sense)
+ONE_INSTRUMENT, BOTH_INSTRUMENTS = ("leave_group_out", "five_fold"), TRANSFER_PROTOCOLS
+SETS = {
+    "mudrock_light_a": (lambda folder: mudrocks(folder, "light", "a"), ONE_INSTRUMENT),
+    "mudrock_light_b": (lambda folder: mudrocks(folder, "light", "b"), ONE_INSTRUMENT),
+    "mudrock_trace_a": (lambda folder: mudrocks(folder, "trace", "a"), ONE_INSTRUMENT),
+    "mudrock_trace_b": (lambda folder: mudrocks(folder, "trace", "b"), ONE_INSTRUMENT),
+    "mudrock_light_ab": (lambda folder: mudrocks(folder, "light", "ab"), BOTH_INSTRUMENTS),
+    "mudrock_trace_ab": (lambda folder: mudrocks(folder, "trace", "ab"), BOTH_INSTRUMENTS),
+    "obsidian": (obsidians, ("leave_one_out",)),
+    "simulated_cores": (simulated_cores, ("few_labels",)),
+}
+
+
+# --- methods ---
+
+
+@dataclass(frozen=True)
+class Method:
+    """How to make a method, and where it makes sense.
+
+    Args:
+        make: function of the target names and the seed that returns an object as `protocols_xrf` describes it.
+        most_labels (`int`, *optional*): not run with more, for time.
+        transfer_only (`bool`): is of no interest where there is one instrument.
+    """
+
+    make: Callable
+    most_labels: int | None = None
+    transfer_only: bool = False
+
+
+def methods() -> dict[str, Method]:
+    """All methods by name, the pretrained ones too."""
+    from cnn_peer_xrf import ConvolutionalPeer
+    from evaluation_xrf import MeanBaseline, RidgeBaseline
+    from peers_xrf import (
+        AtLeast,
+        ChannelPeer,
+        DirectStandardisation,
+        NetAreaPeer,
+        OnChannels,
+        PooledTransfer,
+        SlopeBiasCorrection,
+        WithoutGroups,
+    )
+
+    def ridge(names, channels="grid", log_target=True):
+        return OnChannels(RidgeBaseline(names, log_target), channels)
+
+    def channel_peer(method):
+        return lambda names, seed: OnChannels(ChannelPeer(method, names))
+
+    found = {
+        "mean": Method(lambda names, seed: OnChannels(MeanBaseline(names, log_target=True))),
+        "ridge": Method(lambda names, seed: ridge(names)),
+        "ridge_by_row": Method(lambda names, seed: WithoutGroups(ridge(names))),
+        "ridge_linear": Method(lambda names, seed: AtLeast(ridge(names, log_target=False))),
+        "ridge_recorded": Method(lambda names, seed: ridge(names, "recorded")),
+        "pls": Method(channel_peer("pls")),
+        "svr": Method(channel_peer("svr"), most_labels=500),
+        "nmf_svr": Method(channel_peer("nmf_svr"), most_labels=500),
+        "net_areas": Method(lambda names, seed: NetAreaPeer(names)),
+        "net_areas_by_row": Method(lambda names, seed: WithoutGroups(NetAreaPeer(names))),
+        "net_areas_linear": Method(lambda names, seed: AtLeast(NetAreaPeer(names, log_target=False))),
+        "cnn": Method(lambda names, seed: OnChannels(ConvolutionalPeer(names, seed=seed))),
+    }
+    for base, make, channels in (
+        ("ridge", ridge, "grid"),
+        ("ridge_recorded", lambda names: ridge(names, "recorded"), "recorded"),
+        ("net_areas", NetAreaPeer, "grid"),
+    ):
+        for name, wrap in (
+            ("pooled", PooledTransfer),
+            ("slope_bias", SlopeBiasCorrection),
+            ("ds", lambda calibration, channels=channels: DirectStandardisation(calibration, False, channels)),
+            ("pds", lambda calibration, channels=channels: DirectStandardisation(calibration, True, channels)),
+        ):
+            found[f"{base}_{name}"] = Method(
+                lambda names, seed, make=make, wrap=wrap: wrap(make(names)), transfer_only=True
+            )
+    return found
+
+
+def makes_sense(method: Method, calibration, protocol: str, num_labels: int | None, splits) -> bool:
+    """Whether there are enough labels or transfer samples, and not too many, and transfer has anything to say."""
+    uses_transfer = getattr(calibration, "uses_transfer", False)
+    if protocol in TRANSFER_PROTOCOLS:
+        enough = num_labels >= getattr(calibration, "least_transfer", 0)
+        return enough if uses_transfer else num_labels == 0
+    sizes = [len(split.training) for split in splits]
+    most = np.inf if method.most_labels is None else method.most_labels
+    return not method.transfer_only and min(sizes) >= getattr(calibration, "least_labels", 0) and max(sizes) <= most
+
+
+def result_rows(data: CalibrationSet, predictions) -> list[dict]:
+    """What `evaluation_xrf` says of every target."""
+    from evaluation_xrf import interval_metrics, ln_rmse, regression_metrics, relative_ln_rmse
+
+    rows = []
+    for column, target in enumerate(data.target_names):
+        values, references = predictions.values[:, column], data.targets[predictions.rows, column]
+        row = {"target": target, **regression_metrics(values, references)}
+        row["ln_rmse"], row["relative_ln_rmse"] = ln_rmse(values, references), relative_ln_rmse(values, references)
+        for share in COVERAGES:
+            if share in predictions.intervals:
+                lower, upper = (bound[:, column] for bound in predictions.intervals[share])
+                metrics = interval_metrics(lower, upper, references, share)
+                for name, metric in (("coverage", "coverage"), ("width", "width"), ("score", "interval_score")):
+                    row[f"{name}_{100 * share:.0f}"] = metrics[metric]
+        rows.append(row)
+    return rows
+
+
+def append_rows(path: Path, rows: list[dict]) -> None:
+    new = not path.exists()
+    with open(path, "a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerows({name: rounded(value) for name, value in row.items()} for row in rows)
+
+
+def rounded(value):
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+def mean_relative(rows: list[dict]) -> float:
+    return float(np.mean([float(row["relative_ln_rmse"]) for row in rows]))
+
+
+# --- tables ---
+
+
+def tables(path: Path) -> str:
+    """Markdown: for every set and protocol, the mean over targets of RMSE of ln(value) / sd of ln(value), averaged
+    over the seeds; by number of labels or transfer samples where there are several, else target by target."""
+    latest = {}
+    with open(path, newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            latest[tuple(row[name] for name in KEY)] = row
+    parts = []
+    for set_name, protocol in dict.fromkeys(key[:2] for key in latest):
+        rows = [row for key, row in latest.items() if key[:2] == (set_name, protocol)]
+        numbers = list(dict.fromkeys(row["num_labels"] for row in rows))
+        table = by_number(rows, numbers) if len(numbers) > 1 else by_target(rows)
+        commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
+        parts.append(f"### {set_name}, {protocol}\n\n{table}\n\nCommit {commits}, {rows[-1]['hardware']}.")
+    return "\n\n".join(parts)
+
+
+def by_number(rows: list[dict], numbers: list[str]) -> str:
+    numbers = sorted(numbers, key=lambda number: float(number or "inf"))
+    lines = [
+        "| method | " + " | ".join(number or "all" for number in numbers) + " |",
+        "|---" * (len(numbers) + 1) + "|",
+    ]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        cells = []
+        for number in numbers:
+            per_seed = {}
+            for row in rows:
+                if (row["method"], row["num_labels"]) == (method, number):
+                    per_seed.setdefault(row["seed"], []).append(row)
+            cells.append(mean_and_spread([mean_relative(found) for found in per_seed.values()]))
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def mean_and_spread(values: list[float]) -> str:
+    if not values:
+        return ""
+    return f"{np.mean(values):.3f}" + (f" ± {np.std(values):.3f}" if len(values) > 1 else "")
+
+
+def by_target(rows: list[dict]) -> str:
+    targets = list(dict.fromkeys(row["target"] for row in rows))
+    header = ["method", "mean", "median", *targets]
+    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        values = [
+            np.mean([float(r["relative_ln_rmse"]) for r in rows if (r["method"], r["target"]) == (method, target)])
+            for target in targets
+        ]
+        cells = [f"{value:.3f}" for value in (np.mean(values), np.median(values))] + [f"{v:.2f}" for v in values]
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main():
+    known = methods()
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS), help="what is measured")
+    default = [name for name in PROTOCOLS if name != "five_fold"]
+    parser.add_argument("--protocols", nargs="+", choices=PROTOCOLS, default=default, help="where a set allows them")
+    parser.add_argument("--methods", nargs="+", choices=known, default=list(known), help="what is compared")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="of draws and of networks")
+    parser.add_argument("--num_labels", type=int, nargs="+", default=[0, 5, 10, 25, 50, 100, 500], help="few_labels")
+    parser.add_argument("--num_transfer", type=int, nargs="+", default=[0, 5, 10], help="samples on both instruments")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="CSV that rows are appended to")
+    parser.add_argument("--tables", action="store_true", help="only print the tables of earlier results")
+    options = parser.parse_args()
+    if options.tables:
+        print(tables(options.results))
+        return
+
+    from training_xrf import provenance
+
+    folder = Path(os.environ.get("XRF_REAL_DATA", ROOT.parent / "shared" / "data"))
+    if not (folder / "labelled").is_dir() and options.sets != ["simulated_cores"]:
+        raise ValueError(f"There are no real spectra in {folder}; name their folder with XRF_REAL_DATA.")
+    origin = provenance()
+    for set_name in options.sets:
+        load, sensible = SETS[set_name]
+        chosen = [name for name in options.protocols if name in sensible]
+        data = load(folder) if chosen else None
+        for protocol in chosen:
+            for num_labels, seed, splits in PROTOCOLS[protocol](data, options):
+                for name in options.methods:
+                    calibration = known[name].make(data.target_names, seed)
+                    if not makes_sense(known[name], calibration, protocol, num_labels, splits):
+                        continue
+                    start = time.perf_counter()
+                    labels = "" if num_labels is None else num_labels
+                    case = {"set": set_name, "protocol": protocol, "num_labels": labels, "seed": seed, "method": name}
+                    try:
+                        predictions = protocols.run_protocol(calibration, splits, data)
+                    except ValueError as error:  # too few labels of one target in this draw
+                        print(f"{' '.join(map(str, case.values()))}: left out, {error}", flush=True)
+                        continue
+                    common = {**origin, **case, "seconds": time.perf_counter() - start}
+                    rows = [{**row, **common} for row in result_rows(data, predictions)]
+                    append_rows(options.results, rows)
+                    print(f"{' '.join(map(str, case.values()))}: {mean_relative(rows):.3f}", flush=True)
+    print(tables(options.results))
+
+
+if __name__ == "__main__":
+    run(main)
