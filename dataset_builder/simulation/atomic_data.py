@@ -141,6 +141,28 @@ def shell_production(element: str, energy_kev) -> np.ndarray:
     return xraylib_np.CS_FluorShell_Kissel_Cascade(atomic_numbers([element]), codes, energies)[0]
 
 
+def mass_attenuation_at_lines(elements, line_kev) -> np.ndarray:
+    """`mass_attenuation` at energies that many instruments have in common, each asked once per process."""
+    rows = [ELEMENTS.index(element) for element in elements]
+    return np.array([_attenuation_at(float(energy)) for energy in line_kev]).reshape(-1, len(ELEMENTS)).T[rows]
+
+
+@cache
+def _attenuation_at(energy_kev: float) -> np.ndarray:
+    return mass_attenuation(ELEMENTS, [energy_kev])[:, 0]
+
+
+def shell_production_at_lines(element: str, line_kev) -> np.ndarray:
+    """`shell_production` at energies that many instruments have in common, each asked once per process."""
+    columns = [_production_at(element, float(energy)) for energy in line_kev]
+    return np.array(columns).reshape(-1, len(SHELLS)).T
+
+
+@cache
+def _production_at(element: str, energy_kev: float) -> np.ndarray:
+    return shell_production(element, [energy_kev])[:, 0]
+
+
 def rayleigh_and_compton(elements, energy_kev, angle_rad: float) -> tuple[np.ndarray, np.ndarray]:
     """Differential scattering cross sections in cm2/g/sr at one angle, each of shape `(elements, energies)`."""
     numbers, energies = atomic_numbers(elements), np.asarray(energy_kev, dtype=np.float64)

@@ -51,7 +51,9 @@ class ThickSample:
         self._element = np.array([self.elements.index(line.element) for line in lines], dtype=int)  # (L,)
         # Photons of each line per excitation photon and g/cm2 of its element.
         self.production = np.array(production).reshape(len(lines), len(axis.energy_kev)).astype(np.float32)
-        self._mu_line = atomic_data.mass_attenuation(self.elements, self.line_kev).astype(np.float32)  # (Z, L)
+        self._mu_line = atomic_data.mass_attenuation_at_lines(self.elements, self.line_kev).astype(
+            np.float32
+        )  # (Z, L)
         self._prepare_secondary()
 
     def _prepare_secondary(self):
@@ -59,7 +61,9 @@ class ThickSample:
         exciting = [i for i, line in enumerate(self.lines) if line.shell[0] in "KL" and line.rate > SECONDARY_RATE]
         exciting_kev = tuple(float(self.line_kev[i]) for i in exciting)
         shells = {
-            element: dict(zip(atomic_data.SHELLS, atomic_data.shell_production(element, exciting_kev), strict=True))
+            element: dict(
+                zip(atomic_data.SHELLS, atomic_data.shell_production_at_lines(element, exciting_kev), strict=True)
+            )
             for element in {line.element for line in self.lines}
         }
         by_lines = np.array([line.rate * shells[line.element][line.shell] for line in self.lines])

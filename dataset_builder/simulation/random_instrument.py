@@ -1,9 +1,11 @@
-"""`draw_instrument`: an instrument that nobody built but somebody could have.
+"""Instruments that nobody built but somebody could have: `draw_instrument` invents one, `vary_instrument` alters one.
 
 Ranges follow real instruments (`presets`): what belongs together is drawn together. Low voltages go without a filter,
 heavy filters with high voltages and never with chromium, whose lines they would stop, water films with core scanners,
 polycapillaries with micro-XRF.
 """
+
+from dataclasses import replace
 
 import numpy as np
 
@@ -81,6 +83,44 @@ def draw_instrument(rng: np.random.Generator) -> InstrumentModel:
         gain_sd=_log_uniform(0.0003, 0.005, rng),
         offset_sd_kev=_log_uniform(0.001, 0.01, rng),
         intensity_sd=_log_uniform(0.02, 0.2, rng),
+    )
+
+
+# How unlike each other two instruments of one make are, as standard deviations of logarithms. Presets are degenerate
+# fits to one instrument each, so these are wider than tolerances of manufacture.
+VARIED_LOG_SD = {
+    "reference_counts": 0.6, "tube_window_um": 0.3, "tube_takeoff_angle_deg": 0.25, "characteristic_scale": 0.3,
+    "beam_path_mm": 0.3, "exit_path_mm": 0.3, "gas_view_mm": 0.3, "film_um": 0.3, "water_film_um": 0.5,
+    "detector_window_um": 0.4, "dead_layer_um": 0.4, "detector_thickness_mm": 0.1, "noise_fwhm_ev": 0.1, "fano": 0.05,
+    "tail_fraction": 0.4, "tail_kev": 0.3, "shelf_fraction": 0.5, "pile_up_fraction": 0.7, "scatter_scale": 0.3,
+    "residual_air": 0.3,
+}  # fmt: skip
+VARIED_ANGLE_SD_DEG = 4.0
+VARIED_GAIN_SD, VARIED_OFFSET_SD_KEV = 0.003, 0.006
+VARIED_CONTAMINATION_LOG_SD = 0.6
+
+
+def vary_instrument(instrument: InstrumentModel, rng: np.random.Generator) -> InstrumentModel:
+    """An instrument of the same make and settings as another one, but not the same one; the same state of `rng` gives
+    the same one."""
+    scales = {name: np.exp(sd * rng.standard_normal()) for name, sd in VARIED_LOG_SD.items()}
+    varied = {name: float(getattr(instrument, name) * scale) for name, scale in scales.items()}
+    varied["tube_takeoff_angle_deg"] = min(varied["tube_takeoff_angle_deg"], 80.0)
+    varied["residual_air"] = min(varied["residual_air"], 0.9)
+    for name in ("incidence_angle_deg", "exit_angle_deg"):
+        turned = getattr(instrument, name) + VARIED_ANGLE_SD_DEG * rng.standard_normal()
+        varied[name] = float(np.clip(turned, 10, 90))
+    contamination = instrument.contamination_ug_cm2
+    factors = np.exp(VARIED_CONTAMINATION_LOG_SD * rng.standard_normal(len(contamination)))
+    return replace(
+        instrument,
+        gain_kev=float(instrument.gain_kev * (1 + VARIED_GAIN_SD * rng.standard_normal())),
+        offset_kev=float(instrument.offset_kev + VARIED_OFFSET_SD_KEV * rng.standard_normal()),
+        contamination_ug_cm2=tuple(
+            (element, float(thickness * factor))
+            for (element, thickness), factor in zip(contamination, factors, strict=True)
+        ),
+        **varied,
     )
 
 

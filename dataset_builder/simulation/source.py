@@ -16,13 +16,15 @@ from .cores import Core, draw_core
 from .forward import ForwardModel
 from .instrument import InstrumentModel, draw_states, state_labels
 from .presets import instrument_model
-from .random_instrument import draw_instrument
+from .random_instrument import draw_instrument, vary_instrument
 from .sample import SampleModel, sample_model
 from .targets import TARGET_NAMES, TARGET_UNITS
 
 BLOCK_SIZE = 128
 """Spectra of a unit computed at a time; fixed, so that rounding never depends on a caller."""
 RANDOM_INSTRUMENT = "random"
+VARIED = "varied "
+"""Before the name of a preset: another instrument of its kind for every unit."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,7 +148,7 @@ class SimulatedSource:
     Args:
         samples (`str`, `SampleModel`, or a sequence of them): sample models, by name as in `sample.SAMPLE_MODELS`.
         instruments (`str`, `InstrumentModel`, or a sequence of them): instruments, by name as in `presets.PRESETS`;
-            `"random"` draws a new one for every unit.
+            for every unit `"random"` draws a new one, and `"varied handheld_15kv"` one like that preset.
         num_spectra, num_cores (`int`): spectra in all, and the number of units they are spread over evenly.
         seed (`int`): the same seed gives the same spectra.
         flat_share (`float`, *optional*): share of compositions without natural correlations, instead of the sample
@@ -196,6 +198,8 @@ class SimulatedSource:
         model, instrument, rng = self._choose(unit)
         if instrument == RANDOM_INSTRUMENT:
             instrument = draw_instrument(rng)
+        elif isinstance(instrument, str):
+            instrument = vary_instrument(instrument_model(instrument.removeprefix(VARIED)), rng)
         num_spectra, unit_name = self.unit_size(unit), self.unit_name(unit)
         if model.layered or self.drill_cores:
             core = draw_core(model, num_spectra, rng)
@@ -247,5 +251,8 @@ def _as_sample_model(sample, flat_share):
 
 def _as_instrument(instrument):
     if isinstance(instrument, InstrumentModel) or instrument == RANDOM_INSTRUMENT:
+        return instrument
+    if instrument.startswith(VARIED):
+        instrument_model(instrument.removeprefix(VARIED))  # a name that is not known is found out now
         return instrument
     return instrument_model(instrument)
