@@ -15,70 +15,32 @@ lists what could not be used, and why. Spectra are streamed, so memory does not 
 appears only when it is complete.
 """
 
-import contextlib
-import csv
-import itertools
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from dataclasses import dataclass, field
 
 from transformers.hf_argparser import HfArgumentParser
 
 from command_line_xrf import run
-from files_xrf import atomic_file
-
-if TYPE_CHECKING:
-    from dataset_builder import Spectrum
-
-TEXTS = ("source", "sample", "core", "instrument", "detector", "anode", "filter")
-NUMBERS = ("depth_mm", "x_mm", "y_mm", "tube_kv", "tube_ua", "live_time_s", "real_time_s")
+from inference_xrf import (
+    InferenceArguments,
+    Item,
+    batches,
+    extract_features,
+    fill_in,
+    find_inputs,
+    identifier_columns,
+    identifier_fields,
+    load_model,
+    output_paths,
+    predict,
+    read_items,
+    rejection_table,
+    table_writer,
+)
 
 
 @dataclass
-class PredictionArguments:
+class PredictionArguments(InferenceArguments):
     output: str = field(metadata={"help": "table to write, .csv or .parquet"})
-    batch_size: int = field(default=256, metadata={"help": "spectra that go through the model together"})
-    on_error: Literal["stop", "skip"] = field(
-        default="stop", metadata={"help": "what an unusable spectrum does: end the run, or go to a table of its own"}
-    )
-    overwrite: bool = field(default=False, metadata={"help": "replace an existing output"})
-    column_mapping: str | None = field(
-        default=None, metadata={"help": "JSON file that says which column of a wide table is what"}
-    )
-    gain_kev: float | None = field(
-        default=None, metadata={"help": "energy per channel in keV, for spectra that do not bring their own"}
-    )
-    offset_kev: float | None = field(default=None, metadata={"help": "energy of channel 0 in keV, in the same way"})
-    tube_kv: float | None = field(default=None, metadata={"help": "tube voltage in kV, in the same way"})
-    device: str | None = field(default=None, metadata={"help": "cpu, cuda, cuda:1, ...; a GPU where there is one"})
-
-    def __post_init__(self):
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, but is {self.batch_size}; 256 is the default.")
-
-
-class Item(NamedTuple):
-    """A spectrum and where it came from."""
-
-    file: str
-    index: int
-    spectrum: "Spectrum"
-
-
-class Rejections:
-    """Takes the error of every spectrum that cannot be used: raises it, or notes it in a table and counts it."""
-
-    def __init__(self, table=None):
-        self.table, self.number, self.first = table, 0, None
-
-    def add(self, error: ValueError, file: str, index: int, reason: str) -> None:
-        if self.table is None:
-            raise error
-        self.table.writerow([file, index, reason])
-        self.number += 1
-        self.first = self.first or error
 
 
 def main():
@@ -86,17 +48,11 @@ def main():
     parser.add_argument("model", help="folder or Hub id of a fine-tuned model or an adapter")
     parser.add_argument("inputs", nargs="+", help="files and folders of spectra")
     arguments, positional = parser.parse_args_into_dataclasses()
-    output, rejected = output_paths(arguments)
+    output, rejected = output_paths(arguments, (".csv", ".parquet"))
 
     from tqdm import tqdm
 
-    from dataset_builder import ColumnMapping
-    from dataset_builder.readers import find_sources
-
-    mapping = ColumnMapping.from_json(arguments.column_mapping) if arguments.column_mapping else None
-    sources = find_sources(positional.inputs, mapping)
-    for path in {output.resolve(), rejected.resolve()} & {source.resolve() for source in sources}:
-        raise ValueError(f"The output {path} lies among the inputs; choose a place outside the input folder.")
+    sources, mapping = find_inputs(positional.inputs, arguments.column_mapping, (output, rejected))
     model, feature_extractor = load_model(positional.model, arguments.device)
     schema = output_schema(model.config)
 
@@ -120,119 +76,11 @@ def main():
         print(f"{rejections.number} rejected: {rejected}")
 
 
-def output_paths(arguments: PredictionArguments) -> tuple[Path, Path]:
-    """The table to write and that of the rejected spectra, once nothing speaks against writing them."""
-    output = Path(arguments.output)
-    rejected = output.with_name(f"{output.stem}.rejected.csv")
-    if output.suffix not in (".csv", ".parquet"):
-        raise ValueError(f"The output must be named .csv or .parquet, but is {output}; rename it.")
-    if output.is_dir():
-        raise ValueError(f"The output {output} is a folder; name a file.")
-    for path in (output, rejected):
-        if path.exists() and not arguments.overwrite:
-            raise ValueError(f"The output {path} exists; choose another name, or add --overwrite.")
-    return output, rejected
-
-
-def load_model(name: str, device: str | None):
-    """The model, ready to predict, and its feature extractor.
-
-    Args:
-        name (`str`): folder or Hub id of a model or an adapter.
-        device (`str`, *optional*): `None` takes a GPU where there is one.
-    """
-    import torch
-    from safetensors import SafetensorError
-    from transformers.utils import find_adapter_config_file
-
-    from configuration_xrf import XRFMaskedConfig
-    from feature_extraction_xrf import XRFFeatureExtractor
-    from modeling_xrf import XRFForRegression
-
-    if not Path(name).is_dir() and (Path(name).is_absolute() or name.count("/") != 1):
-        raise ValueError(f"There is no model folder {name}; give a folder or a Hub id such as org/name.")
-    if find_adapter_config_file(name) is None:
-        config, _ = XRFMaskedConfig.get_config_dict(name)
-        if config.get("model_type") != XRFMaskedConfig.model_type:
-            raise ValueError(
-                f"{name} is a model of another architecture ({config.get('model_type')}); give an XRF model."
-            )
-        if not config.get("target_names"):
-            raise ValueError(f"The model {name} is pretrained only and has no targets; fine-tune it on labels first.")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        model = XRFForRegression.from_pretrained(name).to(device).eval()
-    except (SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"The model {name} could not be put on {device}: {reason}") from error
-    return model, XRFFeatureExtractor.from_pretrained(name)
-
-
-def read_items(sources: list[Path], mapping, rejections: Rejections) -> Iterator[Item]:
-    """Every readable spectrum of the sources, one at a time."""
-    from dataset_builder.readers import read_source
-
-    for source in sources:
-        indices = itertools.count()
-
-        def reject(error, indices=indices):
-            reason = f"{error.place}: {error.reason}" if error.place else error.reason
-            rejections.add(error, error.path, next(indices), reason)
-
-        for spectrum in read_source(source, mapping, reject):
-            yield Item(str(source), next(indices), spectrum)
-
-
-def fill_in(item: Item, arguments: PredictionArguments) -> Item:
-    """The item with the calibration of the command line where its file has none."""
-    given = {name: getattr(arguments, name) for name in ("gain_kev", "offset_kev", "tube_kv")}
-    missing = {name: value for name, value in given.items() if getattr(item.spectrum, name) is None}
-    return item._replace(spectrum=replace(item.spectrum, **missing)) if missing else item
-
-
-def batches(items: Iterator[Item], batch_size: int) -> Iterator[list[Item]]:
-    while batch := list(itertools.islice(items, batch_size)):
-        yield batch
-
-
-def extract_features(feature_extractor, batch: list[Item], rejections: Rejections):
-    """The items of a batch that can be used and their model inputs; the others are rejected."""
-    try:
-        return batch, feature_extractor([item.spectrum for item in batch], return_tensors="pt")
-    except ValueError:  # at least one: find out which
-        batch = [item for item in batch if _is_usable(feature_extractor, item, rejections)]
-    return batch, feature_extractor([item.spectrum for item in batch], return_tensors="pt") if batch else None
-
-
-def _is_usable(feature_extractor, item: Item, rejections: Rejections) -> bool:
-    try:
-        feature_extractor(item.spectrum, names=[item.index])
-    except ValueError as error:
-        rejections.add(ValueError(f"{item.file}: {error}"), item.file, item.index, str(error))
-        return False
-    return True
-
-
-def predict(model, features) -> dict:
-    """Values, and with a Gaussian head standard deviations, `(batch_size, num_targets)` in the targets' units."""
-    import torch
-
-    with torch.inference_mode():
-        outputs = model(**features.to(model.device))
-    return {
-        suffix: values.float().cpu().numpy()
-        for suffix, values in (("", outputs.predictions), ("_sd", outputs.standard_deviation))
-        if values is not None
-    }
-
-
 def output_schema(config):
     """The columns of the output."""
     import pyarrow as pa
 
-    fields = [("file", pa.string()), ("index", pa.int64())]
-    fields += [(name, pa.string()) for name in TEXTS] + [(name, pa.float32()) for name in NUMBERS]
-    fields += [("metadata", pa.string()), ("reference_values", pa.string())]
+    fields = identifier_fields()
     for target in config.target_names:
         fields += [(target, pa.float32()), (f"{target}_unit", pa.string())]
         fields += [(f"{target}_sd", pa.float32())] if config.regression_loss == "gaussian" else []
@@ -249,44 +97,12 @@ def result_table(batch: list[Item], predictions: dict, config, schema):
     """The rows of a batch as a `pyarrow.Table`."""
     import pyarrow as pa
 
-    columns = {"file": [item.file for item in batch], "index": [item.index for item in batch]}
-    for name in (*TEXTS, *NUMBERS):
-        columns[name] = [getattr(item.spectrum, name) for item in batch]
-    columns["metadata"] = [_json(item.spectrum.metadata) for item in batch]
-    columns["reference_values"] = [_json(item.spectrum.targets) for item in batch]
+    columns = identifier_columns(batch)
     for column, (target, unit) in enumerate(zip(config.target_names, config.target_units)):
         columns[f"{target}_unit"] = [unit] * len(batch)
         for suffix, values in predictions.items():
             columns[target + suffix] = values[:, column]
     return pa.table(columns, schema=schema)
-
-
-def _json(values: dict) -> str | None:
-    return json.dumps(values, ensure_ascii=False) if values else None
-
-
-@contextlib.contextmanager
-def table_writer(path: Path, schema):
-    """A function that appends a `pyarrow.Table` to `path`, which appears once all is written."""
-    import pyarrow.csv
-    import pyarrow.parquet
-
-    make = pyarrow.parquet.ParquetWriter if path.suffix == ".parquet" else pyarrow.csv.CSVWriter
-    with atomic_file(path) as temporary, make(temporary, schema) as writer:
-        yield writer.write_table
-
-
-@contextlib.contextmanager
-def rejection_table(path: Path, on_error: str):
-    """The `Rejections` of a run; with `skip` they are in `path` once all is done."""
-    if on_error == "stop":
-        yield Rejections()
-        path.unlink(missing_ok=True)  # that of an earlier run, which --overwrite replaces
-        return
-    with atomic_file(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["file", "index", "reason"])
-        yield Rejections(table)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ FLOORS = {
     "streaming_xrf": 2,
     "training_xrf": 2,
     "finetuning_xrf": 2,
+    "inference_xrf": 2,
 }
 # The Hub carries these four; they know each other and nothing else of ours.
 HUB_MODULES = {"configuration_xrf", "feature_extraction_xrf", "modeling_xrf", "pipeline_xrf"}
@@ -80,6 +81,7 @@ def test_scripts_and_benchmarks_are_not_imported():
         ("dataset_builder", "torch transformers datasets pandas xraylib"),
         ("hub_xrf", "torch transformers"),
         ("evaluation_xrf", "torch evaluate sklearn"),
+        ("inference_xrf", "torch transformers pyarrow"),
         ("modeling_xrf", "datasets evaluate peft sklearn matplotlib xraylib"),
     ],
 )
