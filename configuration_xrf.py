@@ -38,8 +38,11 @@ DIMENSIONS = (
 )  # fmt: skip
 POOLINGS = ("cls", "mean")
 REGRESSION_LOSSES = ("mse", "gaussian")
+TARGET_TRANSFORMS = ("linear", "log")
+# What belongs to the targets, and to the spectra they were determined on.
 TARGET_FIELDS = (
-    "target_names", "target_units", "target_mean", "target_std", "target_min", "target_max", "id2label", "label2id"
+    "target_names", "target_units", "target_mean", "target_std", "target_min", "target_max", "target_transform",
+    "interval_coverages", "interval_factors", "familiarity_threshold", "id2label", "label2id"
 )  # fmt: skip
 
 
@@ -70,9 +73,21 @@ class XRFMaskedConfig(PreTrainedConfig):
         regression_loss (`str`, defaults to `"mse"`): `"mse"` predicts one value per target, `"gaussian"` its mean and
             variance.
         target_names, target_units (`list[str]`): the regression targets, for example `["CaCO3"]` and `["wt%"]`.
-        target_mean, target_std (`list[float]`): mean and standard deviation of the training labels in the target's
-            unit; the model standardises labels and restores predictions with them. Default 0 and 1.
-        target_min, target_max (`list[float | None]`): valid range that predictions are clamped to; `None` is open.
+        target_transform (`list[str]`): per target `"linear"` (the default), or `"log"` for a positive target whose
+            ratios matter: the model then standardises and predicts the natural logarithm of the value.
+        target_mean, target_std (`list[float]`): mean and standard deviation of the transformed training labels, in
+            the target's unit if it is linear; the model standardises labels and restores predictions with them.
+            Default 0 and 1.
+        target_min, target_max (`list[float | None]`): valid range in the target's unit that predictions are clamped
+            to; `None` is open.
+        spectrum_skip (`bool`, defaults to `False`): add a linear map of the scaled spectrum to the regression head's
+            standardised prediction.
+        interval_coverages (`list[float]`, *optional*): shares of the truth that prediction intervals are meant to
+            cover, for example `[0.8, 0.9]`.
+        interval_factors (`list[list[float]]` of shape `(coverages, targets)`): half widths of these intervals in the
+            standardised target, in units of the Gaussian head's standard deviation where there is one, else of 1.
+        familiarity_threshold (`float`, *optional*): with it the regression model measures how far the embedding of a
+            spectrum lies from those it was adapted to; a spectrum farther away than this is unfamiliar.
 
     Example:
 
@@ -105,17 +120,23 @@ class XRFMaskedConfig(PreTrainedConfig):
     normalize_patch_targets: bool = False
     pooling: str = "cls"
     regression_loss: str = "mse"
+    spectrum_skip: bool = False
     target_names: list[str] | None = None
     target_units: list[str] | None = None
+    target_transform: list[str] | None = None
     target_mean: list[float | int] | None = None
     target_std: list[float | int] | None = None
     target_min: list[float | int | None] | None = None
     target_max: list[float | int | None] | None = None
+    interval_coverages: list[float] | None = None
+    interval_factors: list[list[float | int]] | None = None
+    familiarity_threshold: float | int | None = None
 
     def __post_init__(self, **kwargs):
         if self.target_names:
             count = len(self.target_names)
             self.target_units = self.target_units or [""] * count
+            self.target_transform = self.target_transform or ["linear"] * count
             self.target_mean = self.target_mean or [0.0] * count
             self.target_std = self.target_std or [1.0] * count
             self.target_min = self.target_min or [None] * count
@@ -153,7 +174,7 @@ class XRFMaskedConfig(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
         """As in the base class, but fields given in `kwargs` pass through the constructor, and so are checked; new
-        `target_names` drop the units, statistics and ranges of the old ones."""
+        `target_names` drop the units, statistics, ranges, intervals and familiarity of the old ones."""
         overrides = {name: kwargs.pop(name) for name in list(kwargs) if name in cls.__dataclass_fields__}
         if "target_names" in overrides:
             config_dict = {key: value for key, value in config_dict.items() if key not in TARGET_FIELDS}
@@ -163,6 +184,11 @@ class XRFMaskedConfig(PreTrainedConfig):
     def num_patches(self) -> int:
         """Number of patches of a whole spectrum."""
         return self.spectrum_length // self.patch_size
+
+    @property
+    def interval_names(self) -> list[str]:
+        """What the intervals are called in tables, their coverage in percent: `["80", "90"]` for `[0.8, 0.9]`."""
+        return [f"{100 * coverage:g}" for coverage in self.interval_coverages or []]
 
     def validate_architecture(self):
         """Check the fields against each other; each message gives the rule, the value and the remedy."""
@@ -195,14 +221,20 @@ class XRFMaskedConfig(PreTrainedConfig):
                 f"regression_loss must be one of {', '.join(REGRESSION_LOSSES)}, but is {self.regression_loss!r}; "
                 "use 'gaussian' for a standard deviation beside every value."
             )
+        threshold = self.familiarity_threshold
+        if threshold is not None and not 0 < threshold < math.inf:
+            raise ValueError(
+                f"familiarity_threshold must be positive and finite, but is {threshold}; give None to measure none."
+            )
         if self.target_names:
             self._validate_targets()
+            self._validate_intervals()
 
     def _validate_targets(self):
         count = len(self.target_names)
         if len(set(self.target_names)) != count:
             raise ValueError(f"target_names must differ from each other, but are {self.target_names}; rename one.")
-        for name in ("target_units", "target_mean", "target_std", "target_min", "target_max"):
+        for name in ("target_units", "target_transform", "target_mean", "target_std", "target_min", "target_max"):
             values = getattr(self, name)
             if values is not None and len(values) != count:
                 raise ValueError(f"{name} must have one entry per target ({count}), but has {len(values)}; add it.")
@@ -217,6 +249,42 @@ class XRFMaskedConfig(PreTrainedConfig):
         for name, lower, upper in zip(self.target_names, self.target_min or [], self.target_max or []):
             if lower is not None and upper is not None and not lower < upper:
                 raise ValueError(f"target_min of {name} ({lower}) must lie below target_max ({upper}); swap them.")
+        for name, transform, upper in zip(self.target_names, self.target_transform or [], self.target_max or []):
+            if transform not in TARGET_TRANSFORMS:
+                raise ValueError(
+                    f"target_transform of {name} must be one of {', '.join(TARGET_TRANSFORMS)}, but is {transform!r}; "
+                    "use 'linear' if unsure."
+                )
+            if transform == "log" and upper is not None and not upper > 0:
+                raise ValueError(
+                    f"target_max of {name} must be positive, because its transform is log, but is {upper}; use "
+                    "'linear' for a target that is not positive."
+                )
+
+    def _validate_intervals(self):
+        coverages, factors = self.interval_coverages or [], self.interval_factors or []
+        if len(coverages) != len(factors):
+            raise ValueError(
+                f"interval_factors must have one row per coverage ({len(coverages)}), but has {len(factors)}; give "
+                "both fields or neither."
+            )
+        for coverage in coverages:
+            if not 0 < coverage < 1:
+                raise ValueError(f"interval_coverages must lie in (0, 1), but has {coverage}; 0.9 is usual.")
+        if len(set(self.interval_names)) != len(coverages):
+            raise ValueError(f"interval_coverages must differ from each other, but are {coverages}; drop one.")
+        for coverage, row in zip(coverages, factors):
+            if len(row) != len(self.target_names):
+                raise ValueError(
+                    f"interval_factors for the coverage {coverage} must have one entry per target "
+                    f"({len(self.target_names)}), but have {len(row)}; add it."
+                )
+            for name, factor in zip(self.target_names, row):
+                if not 0 <= factor < math.inf:
+                    raise ValueError(
+                        f"interval_factors of {name} must be finite and not negative, but have {factor} for the "
+                        f"coverage {coverage}; leave out a coverage that the labels are too few for."
+                    )
 
     def to_dict(self):
         output = super().to_dict()

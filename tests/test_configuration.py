@@ -15,6 +15,10 @@ TARGETS = {
     "target_std": [26.25, 0.4],
     "target_min": [0, None],
     "target_max": [100.0, None],
+    "target_transform": ["linear", "log"],
+    "interval_coverages": [0.8, 0.9],
+    "interval_factors": [[1, 1.2], [1.5, 2.25]],
+    "familiarity_threshold": 3,
 }
 # A value other than the default for every field of the family.
 EVERY_FIELD = {
@@ -38,6 +42,7 @@ EVERY_FIELD = {
     "normalize_patch_targets": True,
     "pooling": "mean",
     "regression_loss": "gaussian",
+    "spectrum_skip": True,
     **TARGETS,
 }
 
@@ -121,6 +126,15 @@ def test_targets_get_open_ranges_and_unit_statistics_by_default():
     config = XRFMaskedConfig(target_names=["a", "b"])
     assert config.target_units == ["", ""] and config.target_mean == [0.0, 0.0] and config.target_std == [1.0, 1.0]
     assert config.target_min == [None, None] and config.target_max == [None, None]
+    assert config.target_transform == ["linear", "linear"]
+    assert config.interval_coverages is None and config.interval_factors is None and config.interval_names == []
+
+
+def test_intervals_are_named_by_their_percentage():
+    config = XRFMaskedConfig(
+        target_names=["a"], interval_coverages=[0.55, 0.683, 0.9, 0.995], interval_factors=[[1.0]] * 4
+    )
+    assert config.interval_names == ["55", "68.3", "90", "99.5"]
 
 
 def test_new_targets_drop_the_statistics_of_the_old_ones(tmp_path):
@@ -128,6 +142,9 @@ def test_new_targets_drop_the_statistics_of_the_old_ones(tmp_path):
     config = XRFMaskedConfig.from_pretrained(tmp_path, target_names=["Fe"], target_units=["ppm"])
     assert config.target_names == ["Fe"] and config.target_units == ["ppm"]
     assert config.target_mean == [0.0] and config.target_std == [1.0] and config.target_max == [None]
+    assert config.target_transform == ["linear"]
+    assert config.interval_coverages is None and config.interval_factors is None
+    assert config.familiarity_threshold is None and config.spectrum_skip
     assert config.id2label == {0: "Fe"} and config.num_labels == 1
     assert config.hidden_size == EVERY_FIELD["hidden_size"]
 
@@ -163,6 +180,36 @@ def test_fields_changed_while_loading_are_checked(tmp_path):
         ({**TARGETS, "target_std": [float("nan"), 1.0]}, "target_std of CaCO3 must be positive, but is nan"),
         ({**TARGETS, "target_mean": [float("nan"), 1.0]}, "target_mean of CaCO3 must be finite, but is nan"),
         ({**TARGETS, "target_min": [100, None]}, r"target_min of CaCO3 \(100\) must lie below target_max \(100.0\)"),
+        (
+            {**TARGETS, "target_transform": ["log"]},
+            r"target_transform must have one entry per target \(2\), but has 1",
+        ),
+        (
+            {**TARGETS, "target_transform": ["log", "ln"]},
+            "target_transform of TOC must be one of linear, log, but is 'l",
+        ),
+        (
+            {**TARGETS, "target_min": [None, -2], "target_max": [1, 0]},
+            "target_max of TOC must be positive, .* but is 0;",
+        ),
+        ({**TARGETS, "interval_factors": None}, r"one row per coverage \(2\), but has 0; give both fields or neither"),
+        ({**TARGETS, "interval_coverages": None}, r"one row per coverage \(0\), but has 2; give both fields"),
+        ({**TARGETS, "interval_coverages": [0.8, 1.0]}, r"interval_coverages must lie in \(0, 1\), but has 1.0"),
+        ({**TARGETS, "interval_coverages": [0.8, 0.8]}, r"interval_coverages must differ .* but are \[0.8, 0.8\]"),
+        (
+            {**TARGETS, "interval_factors": [[1.0, 1.0], [2.0]]},
+            r"coverage 0.9 must have one entry .* \(2\), but have 1",
+        ),
+        (
+            {**TARGETS, "interval_factors": [[1, 1], [1, -2]]},
+            "of TOC must be finite and not negative, but have -2 for",
+        ),
+        (
+            {**TARGETS, "interval_factors": [[float("inf"), 1], [1, 1]]},
+            "of CaCO3 must be finite .* for the coverage 0.8",
+        ),
+        ({"familiarity_threshold": 0}, "familiarity_threshold must be positive and finite, but is 0; give None"),
+        ({"familiarity_threshold": float("nan")}, "familiarity_threshold must be positive and finite, but is nan"),
     ],
 )
 def test_rule_between_fields(fields, message):
@@ -170,7 +217,18 @@ def test_rule_between_fields(fields, message):
         XRFMaskedConfig(**fields)
 
 
-@pytest.mark.parametrize("fields", [{"hidden_size": "768"}, {"masked_loss_only": "no"}, {"target_names": "CaCO3"}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"hidden_size": "768"},
+        {"masked_loss_only": "no"},
+        {"target_names": "CaCO3"},
+        {"spectrum_skip": "yes"},
+        {"interval_coverages": 0.9},
+        {"interval_factors": [1.0]},
+        {"familiarity_threshold": "3"},
+    ],
+)
 def test_types_are_strict(fields):
     with pytest.raises(StrictDataclassError, match=next(iter(fields))):
         XRFMaskedConfig(**fields)
