@@ -39,10 +39,11 @@ DIMENSIONS = (
 POOLINGS = ("cls", "mean")
 REGRESSION_LOSSES = ("mse", "gaussian")
 TARGET_TRANSFORMS = ("linear", "log")
+CALIBRATIONS = ("standardless",)
 # What belongs to the targets, and to the spectra they were determined on.
 TARGET_FIELDS = (
     "target_names", "target_units", "target_mean", "target_std", "target_min", "target_max", "target_transform",
-    "interval_coverages", "interval_factors", "familiarity_threshold", "id2label", "label2id"
+    "interval_coverages", "interval_factors", "familiarity_threshold", "calibration", "id2label", "label2id"
 )  # fmt: skip
 
 
@@ -88,6 +89,8 @@ class XRFMaskedConfig(PreTrainedConfig):
             standardised target, in units of the Gaussian head's standard deviation where there is one, else of 1.
         familiarity_threshold (`float`, *optional*): with it the regression model measures how far the embedding of a
             spectrum lies from those it was adapted to; a spectrum farther away than this is unfamiliar.
+        calibration (`str`, *optional*): `"standardless"` for a model trained on simulated spectra alone, which no
+            reference material of the user's instrument has tied to laboratory values.
 
     Example:
 
@@ -131,6 +134,7 @@ class XRFMaskedConfig(PreTrainedConfig):
     interval_coverages: list[float] | None = None
     interval_factors: list[list[float | int]] | None = None
     familiarity_threshold: float | int | None = None
+    calibration: str | None = None
 
     def __post_init__(self, **kwargs):
         if self.target_names:
@@ -225,6 +229,11 @@ class XRFMaskedConfig(PreTrainedConfig):
         if threshold is not None and not 0 < threshold < math.inf:
             raise ValueError(
                 f"familiarity_threshold must be positive and finite, but is {threshold}; give None to measure none."
+            )
+        if self.calibration is not None and self.calibration not in CALIBRATIONS:
+            raise ValueError(
+                f"calibration must be {CALIBRATIONS[0]!r} or None, but is {self.calibration!r}; use None for a model "
+                "that has seen laboratory values."
             )
         if self.target_names:
             self._validate_targets()

@@ -19,6 +19,7 @@ TARGETS = {
     "interval_coverages": [0.8, 0.9],
     "interval_factors": [[1, 1.2], [1.5, 2.25]],
     "familiarity_threshold": 3,
+    "calibration": "standardless",
 }
 # A value other than the default for every field of the family.
 EVERY_FIELD = {
@@ -144,7 +145,7 @@ def test_new_targets_drop_the_statistics_of_the_old_ones(tmp_path):
     assert config.target_mean == [0.0] and config.target_std == [1.0] and config.target_max == [None]
     assert config.target_transform == ["linear"]
     assert config.interval_coverages is None and config.interval_factors is None
-    assert config.familiarity_threshold is None and config.spectrum_skip
+    assert config.familiarity_threshold is None and config.calibration is None and config.spectrum_skip
     assert config.id2label == {0: "Fe"} and config.num_labels == 1
     assert config.hidden_size == EVERY_FIELD["hidden_size"]
 
@@ -208,6 +209,7 @@ def test_fields_changed_while_loading_are_checked(tmp_path):
             {**TARGETS, "interval_factors": [[float("inf"), 1], [1, 1]]},
             "of CaCO3 must be finite .* for the coverage 0.8",
         ),
+        ({"calibration": "none"}, "calibration must be 'standardless' or None, but is 'none'; use None"),
         ({"familiarity_threshold": 0}, "familiarity_threshold must be positive and finite, but is 0; give None"),
         ({"familiarity_threshold": float("nan")}, "familiarity_threshold must be positive and finite, but is nan"),
     ],
