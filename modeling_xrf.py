@@ -1,7 +1,8 @@
 """XRF models: a transformer encoder over patches of a spectrum, its masked pretraining and its regression head.
 
 Dimensions in comments: B spectra in the batch, L channels (`spectrum_length`), C channels per patch (`patch_size`),
-P patches of a whole spectrum, V patches that the encoder sees, D hidden size, E decoder hidden size, T targets.
+P patches of a whole spectrum, V patches that the encoder sees, D hidden size, E decoder hidden size, T targets,
+K prediction intervals (`interval_coverages`).
 """
 
 from collections.abc import Callable
@@ -69,12 +70,20 @@ class XRFRegressionOutput(ModelOutput):
         predictions (`torch.FloatTensor` of shape `(batch_size, num_targets)`): in each target's unit, clamped to its
             valid range.
         standard_deviation (`torch.FloatTensor` of shape `(batch_size, num_targets)`): of the predictions, in each
-            target's unit; with `regression_loss="gaussian"` only.
+            target's unit; for a target with the transform `"log"`, the prediction times the standard deviation of the
+            logarithm, its first-order propagation. With `regression_loss="gaussian"` only.
+        lower, upper (`torch.FloatTensor` of shape `(batch_size, num_targets, num_coverages)`): ends of the prediction
+            intervals in each target's unit, clamped to its valid range; with `interval_coverages` only.
+        distance (`torch.FloatTensor` of shape `(batch_size,)`): of the embedding from those the model was adapted to
+            (see [`XRFFamiliarity`]); above `familiarity_threshold` a spectrum is unfamiliar. With that threshold only.
     """
 
     loss: torch.FloatTensor | None = None
     predictions: torch.FloatTensor | None = None
     standard_deviation: torch.FloatTensor | None = None
+    lower: torch.FloatTensor | None = None
+    upper: torch.FloatTensor | None = None
+    distance: torch.FloatTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
 
@@ -252,6 +261,24 @@ def _with_cls(config, hidden_states: torch.Tensor, attention_mask: torch.Tensor 
     return create_bidirectional_mask(config=config, inputs_embeds=hidden_states, attention_mask=attention_mask)
 
 
+class XRFFamiliarity(nn.Module):
+    """How far an embedding lies from the spectra a model was adapted to: `||whitening (embedding - center)||`. With
+    the mean of their embeddings and the inverse square root of their covariance it is Mahalanobis' distance (Lee et
+    al., NeurIPS 2018). A new one holds zeros and the identity. Buffers and distances are float32, whatever the
+    model's precision: a whitening magnifies rounding."""
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.register_buffer("center", torch.zeros(hidden_size))
+        self.register_buffer("whitening", torch.eye(hidden_size))
+
+    def forward(self, embedding: torch.Tensor) -> torch.Tensor:
+        """Embeddings `(B, D)` to distances `(B,)`."""
+        with torch.autocast(embedding.device.type, enabled=False):
+            whitened = (embedding.float() - self.center.float()) @ self.whitening.float().T
+            return torch.linalg.vector_norm(whitened, dim=-1)
+
+
 class XRFPreTrainedModel(PreTrainedModel):
     """Loading, saving and initialisation shared by the XRF models."""
 
@@ -268,7 +295,7 @@ class XRFPreTrainedModel(PreTrainedModel):
     _can_record_outputs = {"hidden_states": XRFLayer, "attentions": XRFAttention}
     _input_embed_layer = "patch_embeddings"
     # any of the models loads any checkpoint of the family; the parts it does not have are no news
-    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^head\."]
+    _keys_to_ignore_on_load_unexpected = [r"^decoder\.", r"^head\.", r"^spectrum_head\.", r"^familiarity\."]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -280,6 +307,11 @@ class XRFPreTrainedModel(PreTrainedModel):
             init.normal_(module.cls_token, std=self.config.initializer_range)
         elif isinstance(module, XRFDecoder):
             init.normal_(module.mask_token, std=self.config.initializer_range)
+        elif isinstance(module, XRFFamiliarity):
+            init.zeros_(module.center)
+            init.eye_(module.whitening)
+        elif module is getattr(self, "spectrum_head", None):
+            init.zeros_(module.weight)
 
 
 class XRFModel(XRFPreTrainedModel):
@@ -311,13 +343,21 @@ class XRFModel(XRFPreTrainedModel):
             attention_mask (`torch.Tensor` of shape `(batch_size, num_patches)`, *optional*):
                 1 where a patch was measured, 0 where not; with `patch_ids`, of shape `(batch_size, num_ids)`.
             patch_ids (`torch.LongTensor` of shape `(batch_size, num_ids)`, *optional*):
-                encode these patches only, in this order.
+                encode these patches only, different ones of each spectrum, in this order.
 
         Returns:
             `last_hidden_state` `(batch_size, 1 + num_patches, hidden_size)`, the CLS token first; `pooler_output`
             `(batch_size, hidden_size)` by `config.pooling`; on request `hidden_states` (one more than layers) and
             `attentions` (attention implementation `eager`).
-        """
+
+        A masked patch costs as much as a measured one. Where few were measured, encode these alone: the measured
+        patches and the `pooler_output` come out the same. Spectra with fewer of them keep masked ones at the end.
+
+        ```python
+        >>> count = int(attention_mask.sum(dim=1).max())
+        >>> patch_ids = attention_mask.argsort(dim=1, descending=True, stable=True)[:, :count]
+        >>> outputs = model(input_values, attention_mask.gather(1, patch_ids), patch_ids)
+        ```"""
         patches = _patchify(input_values, self.config).to(self.embeddings.patch_embeddings.weight.dtype)
         hidden_states = self.embeddings(patches, patch_ids)
         mask = _with_cls(self.config, hidden_states, attention_mask)
@@ -425,11 +465,17 @@ class XRFForMaskedSpectrumModeling(XRFPreTrainedModel):
 class XRFForRegression(XRFPreTrainedModel):
     """Concentrations, or any other targets, from the pooled embedding of a spectrum.
 
-    Labels are standardised with `config.target_mean` and `target_std`; predictions come back in the target's unit,
-    clamped to `target_min` and `target_max`. Missing labels (NaN) contribute nothing to the loss.
+    Labels are transformed by `config.target_transform` and standardised with `target_mean` and `target_std`;
+    predictions come back in the target's unit, clamped to `target_min` and `target_max`. Missing labels contribute
+    nothing to the loss: NaN, and for a target with the transform `"log"` what is not positive.
+
+    The configuration adds what an adaptation has found: with `spectrum_skip`, `spectrum_head`, a linear map `(L, T)`
+    of the spectrum, at first zero; with `interval_coverages`, prediction intervals; with `familiarity_threshold`,
+    `familiarity`, which tells spectra unlike those adapted to.
     """
 
     accepts_loss_kwargs = False  # the loss is a mean over the labels present; Trainer must not rescale it
+    _keep_in_fp32_modules_strict = ["familiarity"]
 
     def __init__(self, config: XRFMaskedConfig):
         super().__init__(config)
@@ -441,6 +487,10 @@ class XRFForRegression(XRFPreTrainedModel):
         self.xrf = XRFModel(config)
         outputs_per_target = 2 if config.regression_loss == "gaussian" else 1
         self.head = nn.Linear(config.hidden_size, outputs_per_target * len(config.target_names))
+        if config.spectrum_skip:
+            self.spectrum_head = nn.Linear(config.spectrum_length, len(config.target_names), bias=False)
+        if config.familiarity_threshold is not None:
+            self.familiarity = XRFFamiliarity(config.hidden_size)
         self.post_init()
 
     @classmethod
@@ -484,6 +534,7 @@ class XRFForRegression(XRFPreTrainedModel):
         input_values: torch.FloatTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         labels: torch.FloatTensor | None = None,
+        patch_ids: torch.LongTensor | None = None,
         input_ids: None = None,
         inputs_embeds: None = None,
         **kwargs: Unpack[TransformersKwargs],
@@ -493,20 +544,24 @@ class XRFForRegression(XRFPreTrainedModel):
             input_values (`torch.FloatTensor` of shape `(batch_size, spectrum_length)`):
                 scaled counts on the model's energy grid.
             attention_mask (`torch.Tensor` of shape `(batch_size, num_patches)`, *optional*):
-                1 where a patch was measured.
+                1 where a patch was measured; with `patch_ids`, of shape `(batch_size, num_ids)`.
             labels (`torch.FloatTensor` of shape `(batch_size, num_targets)`, *optional*):
                 reference values in each target's unit; NaN where not determined.
+            patch_ids (`torch.LongTensor` of shape `(batch_size, num_ids)`, *optional*):
+                encode these patches only, as in [`XRFModel`].
             input_ids, inputs_embeds: not used; peft's sequence classification wrapper passes them.
         """
-        outputs = self.xrf(input_values, attention_mask=attention_mask, return_dict=True, **kwargs)
+        outputs = self.xrf(
+            input_values, attention_mask=attention_mask, patch_ids=patch_ids, return_dict=True, **kwargs
+        )
         head = self.head(outputs.pooler_output.to(self.head.weight.dtype)).float()
         standardized, log_variance = head, None  # (B, T)
         if self.config.regression_loss == "gaussian":
             standardized, log_variance = head.chunk(2, dim=-1)
             log_variance = log_variance.clamp(-LOG_VARIANCE_LIMIT, LOG_VARIANCE_LIMIT)
-        mean, std = (head.new_tensor(values) for values in (self.config.target_mean, self.config.target_std))
-        lower = head.new_tensor([-torch.inf if value is None else value for value in self.config.target_min])
-        upper = head.new_tensor([torch.inf if value is None else value for value in self.config.target_max])
+        if self.config.spectrum_skip:
+            measured = _measured_values(input_values, attention_mask, patch_ids, self.config)
+            standardized = standardized + self.spectrum_head(measured.to(self.spectrum_head.weight.dtype)).float()
         loss = None
         if labels is not None:
             if labels.shape != standardized.shape:
@@ -514,14 +569,56 @@ class XRFForRegression(XRFPreTrainedModel):
                     f"labels must have one column per target, {tuple(standardized.shape)}, but have shape "
                     f"{tuple(labels.shape)}; put NaN where a target was not determined."
                 )
-            loss = self._loss(standardized, log_variance, (labels.float() - mean) / std)
+            loss = self._loss(standardized, log_variance, self._standardize(labels.float()))
+        predictions = self._in_units(standardized)
+        sd = standard_deviation = None
+        if log_variance is not None:
+            sd = (log_variance / 2).exp()
+            standard_deviation = sd * sd.new_tensor(self.config.target_std)
+            standard_deviation = torch.where(self._is_log(sd), predictions * standard_deviation, standard_deviation)
+        lower = upper = None
+        if self.config.interval_coverages:
+            half_width = head.new_tensor(self.config.interval_factors)[None]  # (1, K, T)
+            if sd is not None:
+                half_width = half_width * sd[:, None]  # (B, K, T)
+            lower, upper = (
+                self._in_units(standardized[:, None] + sign * half_width).transpose(1, 2)  # (B, T, K)
+                for sign in (-1, 1)
+            )
+        distance = None
+        if self.config.familiarity_threshold is not None:
+            distance = self.familiarity(outputs.pooler_output)
         return XRFRegressionOutput(
             loss=loss,
-            predictions=(standardized * std + mean).clamp(lower, upper),
-            standard_deviation=None if log_variance is None else (log_variance / 2).exp() * std,
+            predictions=predictions,
+            standard_deviation=standard_deviation,
+            lower=lower,
+            upper=upper,
+            distance=distance,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def _is_log(self, like: torch.Tensor) -> torch.BoolTensor:
+        """Which targets `(T,)` have the transform `"log"`."""
+        return like.new_tensor([transform == "log" for transform in self.config.target_transform], dtype=torch.bool)
+
+    def _standardize(self, labels: torch.Tensor) -> torch.Tensor:
+        """Labels `(B, T)` in the targets' units to standardised ones; NaN where there is no logarithm."""
+        mean, std = (labels.new_tensor(values) for values in (self.config.target_mean, self.config.target_std))
+        logarithms = labels.log().masked_fill(labels <= 0, torch.nan)
+        return (torch.where(self._is_log(labels), logarithms, labels) - mean) / std
+
+    def _in_units(self, standardized: torch.Tensor) -> torch.Tensor:
+        """Standardised targets `(..., T)` in the targets' units, clamped to their valid ranges."""
+        config, new_tensor = self.config, standardized.new_tensor
+        values = standardized * new_tensor(config.target_std) + new_tensor(config.target_mean)
+        is_log = self._is_log(values)
+        # a linear target has no exponential, lest its infinity make the gradient NaN
+        values = torch.where(is_log, values.where(is_log, 0.0).exp(), values)
+        lower = new_tensor([-torch.inf if value is None else value for value in config.target_min])
+        upper = new_tensor([torch.inf if value is None else value for value in config.target_max])
+        return values.clamp(lower, upper)
 
     @staticmethod
     def _loss(standardized, log_variance, labels) -> torch.Tensor:
@@ -549,6 +646,16 @@ def _patchify(input_values: torch.Tensor, config: XRFMaskedConfig) -> torch.Tens
             f"{tuple(input_values.shape)}; XRFFeatureExtractor rebins spectra to the model's grid."
         )
     return input_values.view(len(input_values), -1, config.patch_size)
+
+
+def _measured_values(input_values, attention_mask, patch_ids, config: XRFMaskedConfig) -> torch.Tensor:
+    """The input `(B, L)` with zeros where it was not measured or not chosen, so that these have no influence."""
+    if patch_ids is not None:
+        chosen = torch.ones_like(patch_ids) if attention_mask is None else attention_mask.to(patch_ids.dtype)
+        attention_mask = chosen.new_zeros(len(chosen), config.num_patches).scatter(1, patch_ids, chosen)
+    if attention_mask is None:
+        return input_values
+    return _patchify(input_values, config).masked_fill((attention_mask == 0)[..., None], 0.0).flatten(1)
 
 
 XRFModel.register_for_auto_class("AutoModel")
