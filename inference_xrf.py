@@ -7,18 +7,23 @@ first use, so that a script's `--help` stays fast.
 
 import contextlib
 import csv
+import functools
 import itertools
 import json
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import numpy as np
 
 from files_xrf import atomic_file
 
 if TYPE_CHECKING:
     from dataset_builder import Spectrum
 
+CALIBRATION = ("gain_kev", "offset_kev", "tube_kv")
 TEXTS = ("source", "sample", "core", "instrument", "detector", "anode", "filter")
 NUMBERS = ("depth_mm", "x_mm", "y_mm", "tube_kv", "tube_ua", "live_time_s", "real_time_s")
 
@@ -97,37 +102,138 @@ def find_inputs(inputs: list[str], column_mapping: str | None, outputs: tuple[Pa
 
 
 def load_model(name: str, device: str | None):
-    """The model, ready to predict, and its feature extractor.
+    """The regression model, ready to predict, and its feature extractor.
 
     Args:
         name (`str`): folder or Hub id of a model or an adapter.
         device (`str`, *optional*): `None` takes a GPU where there is one.
+
+    Raises:
+        ValueError: there is no such model, it has no targets, or it cannot be put on the device.
     """
-    import torch
-    from safetensors import SafetensorError
+    from modeling_xrf import XRFForRegression
+
+    config = _checked_config(name)
+    if config is not None and not config.get("target_names"):
+        raise ValueError(f"The model {name} is pretrained only and has no targets; fine-tune it on labels first.")
+    return _load(XRFForRegression, name, device)
+
+
+def load_encoder(name: str, device: str | None):
+    """The encoder of any model or adapter and its feature extractor; its `pooler_output` is the mean over the measured
+    patches, whatever the pooling of the model's own head. Arguments and errors as of `load_model`."""
+    from modeling_xrf import XRFForRegression, XRFModel
+
+    is_adapter = _checked_config(name) is None
+    model, feature_extractor = _load(XRFForRegression if is_adapter else XRFModel, name, device)
+    encoder = model.xrf if is_adapter else model
+    encoder.config.pooling = "mean"
+    return encoder, feature_extractor
+
+
+def _checked_config(name: str) -> dict | None:
+    """The configuration of an XRF model, `None` for an adapter."""
     from transformers.utils import find_adapter_config_file
 
     from configuration_xrf import XRFMaskedConfig
-    from feature_extraction_xrf import XRFFeatureExtractor
-    from modeling_xrf import XRFForRegression
 
     if not Path(name).is_dir() and (Path(name).is_absolute() or name.count("/") != 1):
         raise ValueError(f"There is no model folder {name}; give a folder or a Hub id such as org/name.")
-    if find_adapter_config_file(name) is None:
-        config, _ = XRFMaskedConfig.get_config_dict(name)
-        if config.get("model_type") != XRFMaskedConfig.model_type:
-            raise ValueError(
-                f"{name} is a model of another architecture ({config.get('model_type')}); give an XRF model."
-            )
-        if not config.get("target_names"):
-            raise ValueError(f"The model {name} is pretrained only and has no targets; fine-tune it on labels first.")
+    if find_adapter_config_file(name) is not None:
+        return None
+    config, _ = XRFMaskedConfig.get_config_dict(name)
+    if config.get("model_type") != XRFMaskedConfig.model_type:
+        raise ValueError(f"{name} is a model of another architecture ({config.get('model_type')}); give an XRF model.")
+    return config
+
+
+def _load(model_class, name: str, device: str | None):
+    import torch
+    from safetensors import SafetensorError
+
+    from feature_extraction_xrf import XRFFeatureExtractor
+
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        model = XRFForRegression.from_pretrained(name).to(device).eval()
+        model = model_class.from_pretrained(name).to(device).eval()
     except (SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"The model {name} could not be put on {device}: {reason}") from error
     return model, XRFFeatureExtractor.from_pretrained(name)
+
+
+class XRFPredictor:
+    """
+    A fine-tuned model as a function from arrays to arrays, for `datasets.map`, Ray, joblib and notebooks.
+
+    It pickles as its arguments. Every process that gets a copy loads the model on first use, and copies of one
+    predictor share it there.
+
+    Args:
+        name_or_path (`str`): folder or Hub id of a model or an adapter.
+        device (`str`, *optional*): such as `"cpu"` or `"cuda:1"`; `None` takes a GPU where there is one.
+
+    Example:
+
+    ```python
+    >>> from inference_xrf import XRFPredictor
+
+    >>> predictor = XRFPredictor("org/xrf-caco3")
+    >>> predictor({"counts": counts, "gain_kev": 0.02, "offset_kev": 0.0, "tube_kv": 10})["CaCO3"]
+    array([41.2, 38.7], dtype=float32)
+    >>> corpus = corpus.map(predictor, batched=True)
+    ```"""
+
+    def __init__(self, name_or_path: str, device: str | None = None):
+        self.name_or_path, self.device = str(name_or_path), device
+        self._identity = uuid.uuid4().hex  # a new predictor of the same folder sees what the folder then holds
+        self._loaded = None
+
+    def __getstate__(self):
+        return {**self.__dict__, "_loaded": None}
+
+    @property
+    def model(self):
+        """The `XRFForRegression`."""
+        return self._load()[0]
+
+    @property
+    def feature_extractor(self):
+        """The `XRFFeatureExtractor`."""
+        return self._load()[1]
+
+    def _load(self):
+        if self._loaded is None:
+            self._loaded = _load_once(self._identity, self.name_or_path, self.device)
+        return self._loaded
+
+    def __call__(self, batch: Mapping) -> dict[str, np.ndarray]:
+        """
+        Args:
+            batch (`Mapping`): `counts`, a `(batch_size, channels)` array or a list of `(channels,)` arrays, and
+                `gain_kev`, `offset_kev` and, where known, `tube_kv`, each one number or `(batch_size,)`. Other columns
+                are left alone.
+
+        Returns:
+            The columns that [`predict`] describes, `(batch_size,)` each.
+
+        Raises:
+            ValueError: a spectrum or its calibration cannot be used; the message says which and why.
+        """
+        counts = batch["counts"]
+        if isinstance(counts, np.ndarray) and counts.dtype.kind == "O":  # rows of different lengths
+            counts = list(counts)
+        calibration = {name: batch.get(name) for name in CALIBRATION}
+        return self.predict(self.feature_extractor(counts, **calibration, return_tensors="pt"))
+
+    def predict(self, features) -> dict[str, np.ndarray]:
+        """The same from what the feature extractor returned, as torch tensors."""
+        return predict(self.model, features)
+
+
+@functools.lru_cache(maxsize=1)
+def _load_once(identity: str, name: str, device: str | None):
+    return load_model(name, device)
 
 
 def read_items(sources: list[Path], mapping, rejections: Rejections) -> Iterator[Item]:
@@ -147,7 +253,7 @@ def read_items(sources: list[Path], mapping, rejections: Rejections) -> Iterator
 
 def fill_in(item: Item, arguments: InferenceArguments) -> Item:
     """The item with the calibration of the command line where its file has none."""
-    given = {name: getattr(arguments, name) for name in ("gain_kev", "offset_kev", "tube_kv")}
+    given = {name: getattr(arguments, name) for name in CALIBRATION}
     missing = {name: value for name, value in given.items() if getattr(item.spectrum, name) is None}
     return item._replace(spectrum=replace(item.spectrum, **missing)) if missing else item
 
@@ -175,17 +281,86 @@ def _is_usable(feature_extractor, item: Item, rejections: Rejections) -> bool:
     return True
 
 
-def predict(model, features) -> dict:
-    """Values, and with a Gaussian head standard deviations, `(batch_size, num_targets)` in the targets' units."""
+def feature_batches(items: Iterator[Item], feature_extractor, batch_size: int, rejections: Rejections):
+    """Pairs of a batch of usable items and their model inputs, with a progress bar.
+
+    Raises:
+        ValueError: no item at all was usable.
+    """
+    from tqdm import tqdm
+
+    num_usable = 0
+    with tqdm(unit=" spectra", disable=None) as progress:
+        for batch in batches(items, batch_size):
+            batch, features = extract_features(feature_extractor, batch, rejections)
+            if batch:
+                yield batch, features
+                progress.update(len(batch))
+                num_usable += len(batch)
+        if num_usable == 0:
+            raise ValueError(f"None of {rejections.number} spectra could be used; the first: {rejections.first}")
+
+
+def measured_patches_only(features):
+    """Model inputs with which the encoder meets measured patches only, as far as their number is that of the spectrum
+    of the batch that has most.
+
+    Attention passes over unmeasured patches in any case, so the results are the same, only sooner.
+    """
+    from transformers import BatchFeature
+
+    attention_mask = features["attention_mask"]  # (B, P)
+    num_measured = int(attention_mask.sum(dim=1).max())
+    if num_measured == attention_mask.shape[1]:
+        return features
+    patch_ids = attention_mask.argsort(dim=1, descending=True, stable=True)[:, :num_measured]  # (B, V)
+    selected = {"attention_mask": attention_mask.gather(1, patch_ids), "patch_ids": patch_ids}
+    return BatchFeature({**features, **selected})
+
+
+def target_columns(config, target: str) -> list[str]:
+    """Names of the columns that `predict` returns for a target."""
+    columns = [target]
+    columns += [f"{target}_sd"] if config.regression_loss == "gaussian" else []
+    return columns + [f"{target}_{side}_{name}" for name in config.interval_names for side in ("lower", "upper")]
+
+
+def predict(model, features) -> dict[str, np.ndarray]:
+    """
+    What the model says about a batch.
+
+    Returns:
+        Arrays `(batch_size,)`: for each target `<target>`, with a Gaussian head `<target>_sd`, and for each prediction
+        interval of the model `<target>_lower_90` and `<target>_upper_90` (for a coverage of 90 %), all in the
+        target's unit; with a measure of familiarity `distance` and `unfamiliar` (`bool`).
+    """
+    import torch
+
+    config = model.config
+    with torch.inference_mode():
+        outputs = model(**measured_patches_only(features).to(model.device))
+    columns = {}
+    for index, target in enumerate(config.target_names):
+        values = [outputs.predictions[:, index]]
+        if outputs.standard_deviation is not None:
+            values.append(outputs.standard_deviation[:, index])
+        for coverage in range(len(config.interval_names)):
+            values += [bound[:, index, coverage] for bound in (outputs.lower, outputs.upper)]
+        columns.update(zip(target_columns(config, target), values, strict=True))
+    if config.familiarity_threshold is not None:
+        columns["distance"] = outputs.distance
+    columns = {name: values.float().cpu().numpy() for name, values in columns.items()}
+    if config.familiarity_threshold is not None:
+        columns["unfamiliar"] = columns["distance"] > config.familiarity_threshold
+    return columns
+
+
+def embed(encoder, features) -> np.ndarray:
+    """Embeddings `(batch_size, hidden_size)` by an encoder of `load_encoder`."""
     import torch
 
     with torch.inference_mode():
-        outputs = model(**features.to(model.device))
-    return {
-        suffix: values.float().cpu().numpy()
-        for suffix, values in (("", outputs.predictions), ("_sd", outputs.standard_deviation))
-        if values is not None
-    }
+        return encoder(**measured_patches_only(features).to(encoder.device)).pooler_output.float().cpu().numpy()
 
 
 def identifier_fields() -> list:

@@ -10,9 +10,11 @@ A model or adapter from the Hub, a wide table whose columns have names of their 
 
 The output has one row per spectrum: `file` and `index` (its place in the file, from 0), every identifier the input
 holds (what has no column of its own stands as JSON in `metadata`, labels in `reference_values`), and for each target
-`<target>`, `<target>_unit` and, with a Gaussian head, `<target>_sd`. With `--on_error skip` `<output>.rejected.csv`
-lists what could not be used, and why. Spectra are streamed, so memory does not grow with their number, and the output
-appears only when it is complete.
+`<target>`, `<target>_unit` and, where the model has them, `<target>_sd` and prediction intervals such as
+`<target>_lower_90` and `<target>_upper_90`. A model that knows what it was adapted to adds `distance`, how far a
+spectrum lies from that, and `unfamiliar`: do not trust its values for such a spectrum. With `--on_error skip`
+`<output>.rejected.csv` lists what could not be used, and why. Spectra are streamed, so memory does not grow with their
+number, and the output appears only when it is complete.
 """
 
 from dataclasses import dataclass, field
@@ -23,18 +25,22 @@ from command_line_xrf import run
 from inference_xrf import (
     InferenceArguments,
     Item,
-    batches,
-    extract_features,
+    XRFPredictor,
+    feature_batches,
     fill_in,
     find_inputs,
     identifier_columns,
     identifier_fields,
-    load_model,
     output_paths,
-    predict,
     read_items,
     rejection_table,
     table_writer,
+    target_columns,
+)
+
+STANDARDLESS = (
+    "These values are standardless: the model learnt from simulated spectra alone and has seen no reference material "
+    "of your instrument; trust patterns between samples more than single values, and check some in a laboratory."
 )
 
 
@@ -50,30 +56,22 @@ def main():
     arguments, positional = parser.parse_args_into_dataclasses()
     output, rejected = output_paths(arguments, (".csv", ".parquet"))
 
-    from tqdm import tqdm
-
     sources, mapping = find_inputs(positional.inputs, arguments.column_mapping, (output, rejected))
-    model, feature_extractor = load_model(positional.model, arguments.device)
-    schema = output_schema(model.config)
+    predictor = XRFPredictor(positional.model, arguments.device)
+    config = predictor.model.config
+    schema = output_schema(config)
 
     num_predicted = 0
-    with (
-        table_writer(output, schema) as write,
-        rejection_table(rejected, arguments.on_error) as rejections,
-        tqdm(unit=" spectra", disable=None) as progress,
-    ):
+    with table_writer(output, schema) as write, rejection_table(rejected, arguments.on_error) as rejections:
         items = (fill_in(item, arguments) for item in read_items(sources, mapping, rejections))
-        for batch in batches(items, arguments.batch_size):
-            batch, features = extract_features(feature_extractor, batch, rejections)
-            if batch:
-                write(result_table(batch, predict(model, features), model.config, schema))
-                num_predicted += len(batch)
-                progress.update(len(batch))
-        if num_predicted == 0:
-            raise ValueError(f"None of {rejections.number} spectra could be predicted; the first: {rejections.first}")
+        for batch, features in feature_batches(items, predictor.feature_extractor, arguments.batch_size, rejections):
+            write(result_table(batch, predictor.predict(features), config, schema))
+            num_predicted += len(batch)
     print(f"{num_predicted} spectra predicted: {output}")
     if rejections.number:
         print(f"{rejections.number} rejected: {rejected}")
+    if config.calibration == "standardless":
+        print(STANDARDLESS)
 
 
 def output_schema(config):
@@ -83,7 +81,9 @@ def output_schema(config):
     fields = identifier_fields()
     for target in config.target_names:
         fields += [(target, pa.float32()), (f"{target}_unit", pa.string())]
-        fields += [(f"{target}_sd", pa.float32())] if config.regression_loss == "gaussian" else []
+        fields += [(column, pa.float32()) for column in target_columns(config, target)[1:]]
+    if config.familiarity_threshold is not None:
+        fields += [("distance", pa.float32()), ("unfamiliar", pa.bool_())]
     names = [name for name, _ in fields]
     for name in names:
         if names.count(name) > 1:
@@ -97,12 +97,8 @@ def result_table(batch: list[Item], predictions: dict, config, schema):
     """The rows of a batch as a `pyarrow.Table`."""
     import pyarrow as pa
 
-    columns = identifier_columns(batch)
-    for column, (target, unit) in enumerate(zip(config.target_names, config.target_units)):
-        columns[f"{target}_unit"] = [unit] * len(batch)
-        for suffix, values in predictions.items():
-            columns[target + suffix] = values[:, column]
-    return pa.table(columns, schema=schema)
+    units = {f"{target}_unit": [unit] * len(batch) for target, unit in zip(config.target_names, config.target_units)}
+    return pa.table(identifier_columns(batch) | predictions | units, schema=schema)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from peft import LoraConfig, get_peft_model
 from test_pipeline import TARGETS, randomised, tiny_pretrained, tiny_regressor
 
 import command_line_xrf
+import inference_xrf
 from dataset_builder import Spectrum, spectra_to_table
 from feature_extraction_xrf import XRFFeatureExtractor
 from hub_xrf import save_adapter_repository, save_repository
@@ -198,6 +199,45 @@ def test_wide_csv_and_wide_parquet(predict, repository, counts, tmp_path):
         assert list(table["sample"]) == [f"s{i}" for i in range(7)]
 
 
+def test_intervals_and_familiarity(predict, counts, tmp_path):
+    model = tiny_regressor(
+        regression_loss="gaussian", interval_coverages=[0.8, 0.9], interval_factors=[[0.5, 1.0], [1.5, 2.0]],
+        familiarity_threshold=1.0, target_min=[None, None], target_max=[None, None],
+    )  # fmt: skip
+    inputs = XRFFeatureExtractor.for_config(model.config)(counts, return_tensors="pt", **CALIBRATION)
+    with torch.no_grad():
+        outputs = model(**inputs)
+        model.config.familiarity_threshold = float(outputs.distance.sort().values[2:4].mean())  # 3 of 7 are familiar
+    folder = save_repository(tmp_path / "m", model, XRFFeatureExtractor.for_config(model.config), "# A test model\n")
+    source = save_npz(tmp_path / "scan.npz", counts)
+    for name in ("out.csv", "out.parquet"):
+        code, printed, _ = predict(folder, source, "--output", tmp_path / name, "--batch_size", 3)
+        assert code == 0 and "standardless" not in printed
+        table = read(tmp_path / name)
+        own = [f"TOC{suffix}" for suffix in ("", "_unit", "_sd", "_lower_80", "_upper_80", "_lower_90", "_upper_90")]
+        assert list(table.columns[-9:]) == [*own, "distance", "unfamiliar"]
+        half = {80: 1.0, 90: 2.0}
+        for coverage, factor in half.items():
+            np.testing.assert_allclose(
+                table[f"TOC_lower_{coverage}"], table["TOC"] - factor * table["TOC_sd"], rtol=1e-3
+            )
+            np.testing.assert_allclose(
+                table[f"TOC_upper_{coverage}"], table["TOC"] + factor * table["TOC_sd"], rtol=1e-3
+            )
+        np.testing.assert_allclose(table["distance"], outputs.distance, rtol=1e-4)
+        assert sorted(table["distance"][~table["unfamiliar"]]) == sorted(table["distance"])[:3]
+
+
+def test_a_standardless_model_says_so(predict, counts, tmp_path):
+    model = tiny_regressor(calibration="standardless")
+    folder = save_repository(tmp_path / "m", model, XRFFeatureExtractor.for_config(model.config), "# A test model\n")
+    code, printed, _ = predict(folder, save_npz(tmp_path / "scan.npz", counts), "--output", tmp_path / "out.csv")
+    assert code == 0
+    assert printed.splitlines()[-1].startswith(
+        "These values are standardless: the model learnt from simulated spectra"
+    )
+
+
 @one_head
 def test_column_mapping(predict, repository, counts, tmp_path):
     wide = save_wide_csv(tmp_path / "wide.csv", counts, prefix="ch", id=list("abcdefg"), mm=np.arange(7) * 5)
@@ -319,7 +359,7 @@ def test_skip_goes_on_after_an_unreadable_file(predict, repository, counts, tmp_
 @one_head
 def test_nothing_usable_is_an_error_also_when_skipping(refuses, repository, counts, tmp_path):
     source = save_npz(tmp_path / "scan.npz", counts, offset_kev=70.0)
-    message = "None of 7 spectra could be predicted; the first:"
+    message = "None of 7 spectra could be used; the first:"
     refuses(message, repository, source, "--output", tmp_path / "out.csv", "--on_error", "skip")
 
 
@@ -431,7 +471,7 @@ def test_target_that_takes_the_name_of_a_column(refuses, repository, counts, tmp
 
 
 @one_head
-def test_spectra_are_read_as_they_are_needed(predict, script, repository, counts, tmp_path, monkeypatch):
+def test_spectra_are_read_as_they_are_needed(predict, repository, counts, tmp_path, monkeypatch):
     """At most a batch is held: when the model sees batch n, no more than n batches have been read."""
     import dataset_builder.readers as readers
 
@@ -440,8 +480,8 @@ def test_spectra_are_read_as_they_are_needed(predict, script, repository, counts
     monkeypatch.setattr(
         readers, "read_source", lambda *a: (events.append("read") or spectrum for spectrum in read_source(*a))
     )
-    model_call = script.predict
-    monkeypatch.setattr(script, "predict", lambda *a: events.append("predict") or model_call(*a))
+    model_call = inference_xrf.predict
+    monkeypatch.setattr(inference_xrf, "predict", lambda *a: events.append("predict") or model_call(*a))
     source = save_npz(tmp_path / "scan.npz", make_counts(20))
     assert predict(repository, source, "--output", tmp_path / "out.csv", "--batch_size", 8)[0] == 0
     assert events == ["read"] * 8 + ["predict"] + ["read"] * 8 + ["predict"] + ["read"] * 4 + ["predict"]
