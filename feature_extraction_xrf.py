@@ -16,7 +16,10 @@ class XRFFeatureExtractor(FeatureExtractionMixin):
     Rebinning conserves counts: a native channel's counts spread evenly over its width, and counts outside the grid
     are reported, not moved. A patch counts as measured where the instrument's range covers it (a missing edge of up
     to one grid channel is forgiven) and, with `limit_to_tube_kv`, where it begins below the tube voltage, above
-    which nothing is excited. Unmeasured patches are set to zero and take no part in the scaling.
+    which nothing is excited. With `lowest_energy_kev` it must begin there or higher: below lie the noise peak around
+    0 keV and what air and windows swallow, which differ from instrument to instrument. Unmeasured patches are set to
+    zero and take no part in the scaling. A patch begins at the lower edge of its first channel, half a channel below
+    its centre.
 
     Scalings, with x the counts on the grid and means over the measured channels of one spectrum:
 
@@ -33,6 +36,8 @@ class XRFFeatureExtractor(FeatureExtractionMixin):
         first_channel_kev (`float`, defaults to 0.0): energy of the centre of the first grid channel in keV.
         scaling (`str`, defaults to `"sqrt"`): one of the scalings above.
         limit_to_tube_kv (`bool`, defaults to `True`): count patches above the tube voltage as unmeasured.
+        lowest_energy_kev (`float`, defaults to 0.0): count patches that begin below this energy in keV as unmeasured;
+            0 sets no limit.
         channel_mean, channel_std (`list[float]`, *optional*): `spectrum_length` values each, for `channel` only.
     """
 
@@ -48,6 +53,7 @@ class XRFFeatureExtractor(FeatureExtractionMixin):
         limit_to_tube_kv: bool = True,
         channel_mean: list[float] | None = None,
         channel_std: list[float] | None = None,
+        lowest_energy_kev: float = 0.0,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -77,6 +83,13 @@ class XRFFeatureExtractor(FeatureExtractionMixin):
         self.limit_to_tube_kv = limit_to_tube_kv
         self.channel_mean = channel_mean
         self.channel_std = channel_std
+        self.lowest_energy_kev = lowest_energy_kev
+        last_patch_kev = self.channel_edges_kev[-1 - patch_size]
+        if not (lowest_energy_kev == 0 or 0 < lowest_energy_kev <= last_patch_kev):
+            raise ValueError(
+                f"lowest_energy_kev must lie between 0, no limit, and {last_patch_kev:.4g} keV, where the grid's last "
+                f"patch begins, but is {lowest_energy_kev}; 0.6 is usual."
+            )
 
     @classmethod
     def for_config(cls, config, **kwargs) -> "XRFFeatureExtractor":
@@ -138,7 +151,7 @@ class XRFFeatureExtractor(FeatureExtractionMixin):
         for rows, (length, gain, offset, tube) in _alike(spectra, gain_kev, offset_kev, tube_kv):
             measured = self._measured_patches(edges_kev, length, gain, offset, tube, names[rows[0]])
             attention_mask[rows] = measured
-            # measured patches follow each other: an instrument's range has no gap
+            # measured patches follow each other: an instrument's range has no gap, and the limits cut its ends
             first, last = self.patch_size * (np.flatnonzero(measured)[[0, -1]] + [0, 1])
             rebinning = _Rebinning(edges_kev[first : last + 1], length, gain, offset)
             for start in range(0, len(rows), ROWS_AT_ONCE):
@@ -206,11 +219,14 @@ class XRFFeatureExtractor(FeatureExtractionMixin):
         measured = (edges[:-1] >= lower - tolerance) & (edges[1:] <= upper + tolerance)
         if self.limit_to_tube_kv:
             measured &= edges[:-1] < tube_kv
+        if self.lowest_energy_kev > 0:
+            measured &= edges[:-1] >= self.lowest_energy_kev - 1e-9 * self.channel_width_kev
         if not measured.any():
             at_tube = f" at {tube_kv:g} kV" if tube_kv < np.inf else ""
+            lowest_kev = max(edges[0], self.lowest_energy_kev or edges[0])
             raise ValueError(
                 f"Spectrum {name} covers {lower:.2f} to {upper:.2f} keV{at_tube} and so no whole patch of the model's "
-                f"grid, {edges[0]:.2f} to {edges[-1]:.2f} keV; check its calibration and tube voltage."
+                f"grid, {lowest_kev:.2f} to {edges[-1]:.2f} keV; check its calibration and tube voltage."
             )
         return measured
 

@@ -247,6 +247,52 @@ def test_patches_below_the_instruments_range_are_unmeasured():
     np.testing.assert_array_equal(np.flatnonzero(inputs["attention_mask"][0]), np.arange(10, 72))
 
 
+@pytest.mark.parametrize(
+    "lowest_energy_kev, first",
+    # patch p begins at 0.32 p - 0.01 keV
+    [(0.0, 0), (0, 0), (1e-6, 1), (0.31, 1), (0.310001, 2), (0.6, 2), (0.63, 2), (0.64, 3), (3.51, 11), (40.63, 127)],
+)
+def test_patches_below_the_lowest_energy_are_unmeasured(lowest_energy_kev, first):
+    extractor = XRFFeatureExtractor(lowest_energy_kev=lowest_energy_kev)
+    mask = extractor(np.ones(2048), **AVAATECH)["attention_mask"][0]
+    np.testing.assert_array_equal(np.flatnonzero(mask), np.arange(first, 128))
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_the_noise_peak_has_no_influence(scaling):
+    """With a lowest energy and a tube voltage, as if the grid held what lies between them only."""
+    statistics = {"channel_mean": [3.0] * 2048, "channel_std": [2.0] * 2048} if scaling == "channel" else {}
+    extractor = XRFFeatureExtractor(scaling=scaling, lowest_energy_kev=0.6, **statistics)
+    calibration = {"gain_kev": [0.0199, 0.02, 0.021], "offset_kev": [-0.1, 0.0, 0.02], "tube_kv": [10.0, 15.0, None]}
+    counts = np.stack([simulate("avaatech", seed) for seed in range(3)]).astype(float)
+    limited = extractor(counts, **calibration, return_statistics=True)
+    noisy = counts.copy()
+    noisy[:, :25] += 1e6  # up to 0.53 keV
+    changed = extractor(noisy, **calibration, return_statistics=True)
+    outside = changed.pop("outside_counts") - limited.pop("outside_counts")
+    # of the three only the first begins below the grid: 4.5 of its channels, by 0.0199 keV and the half channel
+    np.testing.assert_allclose(outside, [1e6 * (0.09 / 0.0199 + 0.5), 0, 0], atol=1e-3)
+    for key in limited:
+        np.testing.assert_allclose(limited[key], changed[key], rtol=1e-6)
+    for row, (first, last) in enumerate([(2, 32), (2, 47), (2, 128)]):
+        np.testing.assert_array_equal(np.flatnonzero(limited["attention_mask"][row]), np.arange(first, last))
+        inside = slice(16 * first, 16 * last)
+        assert not np.delete(limited["input_values"][row], np.r_[inside]).any()
+        own = XRFFeatureExtractor(
+            spectrum_length=16 * (last - first), first_channel_kev=0.02 * 16 * first, scaling=scaling,
+            **{name: values[inside] for name, values in statistics.items()},
+        )  # fmt: skip
+        alone = own(counts[row], *(calibration[key][row] for key in ("gain_kev", "offset_kev", "tube_kv")))
+        np.testing.assert_allclose(
+            alone["input_values"][0], limited["input_values"][row, inside], rtol=1e-5, atol=1e-6
+        )
+        restored = extractor.inverse(limited["input_values"], limited["center"], limited["scale"])[row, inside]
+        on_grid, _ = extractor.rebin(
+            counts[row : row + 1], calibration["gain_kev"][row], calibration["offset_kev"][row]
+        )
+        np.testing.assert_allclose(restored, on_grid[0, inside], rtol=1e-4, atol=1e-2)
+
+
 @pytest.mark.parametrize("scaling", ["standardize", "sqrt", "log", "channel"])
 def test_unmeasured_channels_are_zero_and_take_no_part_in_the_scaling(scaling):
     statistics = {"channel_mean": [3.0] * 2048, "channel_std": [2.0] * 2048} if scaling == "channel" else {}
@@ -348,15 +394,19 @@ def test_save_and_load(scaling, tmp_path):
     statistics = {}
     if scaling == "channel":
         statistics = {"channel_mean": rng.uniform(0, 2, 96), "channel_std": rng.uniform(0.5, 2, 96)}
-    extractor = XRFFeatureExtractor.for_config(config, scaling=scaling, limit_to_tube_kv=False, **statistics)
+    extractor = XRFFeatureExtractor.for_config(
+        config, scaling=scaling, limit_to_tube_kv=False, lowest_energy_kev=0.75, **statistics
+    )
     extractor.save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "preprocessor_config.json").read_text())
     assert saved["scaling"] == scaling and saved["limit_to_tube_kv"] is False
     assert (saved["spectrum_length"], saved["patch_size"]) == (96, 8)
     assert (saved["channel_width_kev"], saved["first_channel_kev"]) == (0.04, 0.5)
+    assert saved["lowest_energy_kev"] == 0.75
     config.save_pretrained(tmp_path)
     counts = rng.poisson(40.0, size=(2, 200))
     expected = extractor(counts, 0.03, 0.1, 20.0)
+    assert expected["attention_mask"][0].tolist() == [0] + [1] * 11  # patches begin at 0.48, 0.8, ... keV
     import modeling_xrf  # noqa: F401  registers the Auto classes
 
     for load in (XRFFeatureExtractor, AutoFeatureExtractor, AutoProcessor):
@@ -364,6 +414,20 @@ def test_save_and_load(scaling, tmp_path):
         assert type(reloaded) is XRFFeatureExtractor
         for key, value in reloaded(counts, 0.03, 0.1, 20.0).items():
             np.testing.assert_array_equal(value, expected[key])
+
+
+def test_settings_of_before_there_was_a_lowest_energy(tmp_path):
+    extractor = XRFFeatureExtractor(first_channel_kev=-0.5)
+    extractor.save_pretrained(tmp_path)
+    file = tmp_path / "preprocessor_config.json"
+    settings = json.loads(file.read_text())
+    assert settings.pop("lowest_energy_kev") == 0
+    file.write_text(json.dumps(settings))
+    counts = simulate("m4_tornado")
+    inputs = XRFFeatureExtractor.from_pretrained(tmp_path)(counts, 0.01, -0.955)
+    assert inputs["attention_mask"][0, :126].all()  # the patches below 0 keV too
+    for key, value in extractor(counts, 0.01, -0.955).items():
+        np.testing.assert_array_equal(inputs[key], value)
 
 
 # What is refused
@@ -407,6 +471,11 @@ def bad_counts(value, channel=7):
             {"gain_kev": 0.02, "offset_kev": 20.0, "tube_kv": 15.0},
             "Spectrum 0 covers 19.99 to 39.99 keV at 15 kV and so no whole patch",
         ),
+        (
+            np.ones(20),
+            {**AVAATECH, "lowest_energy_kev": 0.6},
+            "Spectrum 0 covers -0.01 to 0.39 keV and so no whole patch of the model's grid, 0.60 to 40.95 keV",
+        ),
         (np.ones(2048), {**AVAATECH, "tube_kv": 0.0}, "tube_kv must be positive, but spectrum 0 has 0; give None"),
         ([], AVAATECH, "There is no spectrum to extract features from"),
         ([[]], AVAATECH, r"Spectrum 0 must be a row of counts, but has shape \(0,\)"),
@@ -415,8 +484,10 @@ def bad_counts(value, channel=7):
     ],
 )
 def test_refused_input(counts, calibration, message):
+    settings = {key: value for key, value in calibration.items() if key == "lowest_energy_kev"}
+    calibration = {key: value for key, value in calibration.items() if key not in settings}
     with pytest.raises(ValueError, match=message) as info:
-        XRFFeatureExtractor()(counts, **calibration)
+        XRFFeatureExtractor(**settings)(counts, **calibration)
     assert "\n" not in str(info.value)
 
 
@@ -434,6 +505,12 @@ def test_refused_input(counts, calibration, message):
             {"scaling": "channel", "channel_mean": [1.0] * 2048, "channel_std": [1.0] * 2047 + [0.0]},
             "channel_std must be positive, but is 0.0 in channel 2047; give 1 where the corpus never varies",
         ),
+        (
+            {"lowest_energy_kev": -0.1},
+            "lowest_energy_kev must lie between 0, no limit, and 40.63 keV, .* begins, but is -0.1; 0.6 is usual",
+        ),
+        ({"lowest_energy_kev": 40.7}, "lowest_energy_kev must lie between .* but is 40.7"),
+        ({"lowest_energy_kev": float("nan")}, "lowest_energy_kev must lie between .* but is nan"),
     ],
 )
 def test_refused_settings(arguments, message):
