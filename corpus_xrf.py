@@ -5,7 +5,7 @@ B = spectra in a batch, L = channels, P = patches of a whole spectrum.
 
 import hashlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -107,17 +107,20 @@ class NativeSpectra:
         counts: `(B, channels)`, or a list of `(channels,)` where their numbers of channels differ.
         gain_kev, offset_kev, tube_kv (`np.ndarray` of shape `(B,)`): keV per channel, energy of channel 0 in keV, and
             tube voltage in kV; NaN where unknown.
+        labels (`np.ndarray` of shape `(B, targets)`, *optional*): known values of targets, NaN where missing.
     """
 
     counts: np.ndarray | list[np.ndarray]
     gain_kev: np.ndarray
     offset_kev: np.ndarray
     tube_kv: np.ndarray
+    labels: np.ndarray | None = None
 
     @classmethod
-    def from_table(cls, table) -> "NativeSpectra":
-        """From the columns of a `pyarrow.Table` with these names; `tube_kv` may be missing. Where the table is in one
-        piece, counts are not copied; those that are null become a row without channels."""
+    def from_table(cls, table, targets: Sequence[str] = ()) -> "NativeSpectra":
+        """From the columns of a `pyarrow.Table` with these names, and with those of `targets` as labels; `tube_kv` and
+        targets may be missing. Where the table is in one piece, counts are not copied; those that are null become a
+        row without channels."""
         counts = table["counts"].combine_chunks()
         values = counts.flatten().to_numpy(zero_copy_only=False)
         lengths = counts.value_lengths().fill_null(0).to_numpy()
@@ -125,16 +128,26 @@ class NativeSpectra:
             counts = values.reshape(len(lengths), -1)
         else:
             counts = np.split(values, np.cumsum(lengths)[:-1])
-        numbers = [
-            table[name].to_numpy().astype(np.float64) if name in table.column_names else np.full(len(table), np.nan)
-            for name in ("gain_kev", "offset_kev", "tube_kv")
-        ]
-        return cls(counts, *numbers)
+        numbers = [_numbers(table, name) for name in ("gain_kev", "offset_kev", "tube_kv")]
+        return cls(counts, *numbers, labels_of(table, targets) if targets else None)
 
     def take(self, rows: np.ndarray) -> "NativeSpectra":
         """Some of them, in the order of `rows`."""
         counts = self.counts[rows] if isinstance(self.counts, np.ndarray) else [self.counts[row] for row in rows]
-        return NativeSpectra(counts, self.gain_kev[rows], self.offset_kev[rows], self.tube_kv[rows])
+        labels = None if self.labels is None else self.labels[rows]
+        return NativeSpectra(counts, self.gain_kev[rows], self.offset_kev[rows], self.tube_kv[rows], labels)
+
+
+def labels_of(table, targets: Sequence[str]) -> np.ndarray:
+    """The columns of a `pyarrow.Table` named by `targets`, `(rows, targets)`, NaN where null or missing."""
+    return np.stack([_numbers(table, name) for name in targets], axis=1)
+
+
+def _numbers(table, name: str) -> np.ndarray:
+    """A column of a `pyarrow.Table`, NaN where it is null or missing."""
+    if name not in table.column_names:
+        return np.full(len(table), np.nan)
+    return table[name].to_numpy().astype(np.float64)
 
 
 def extract_tensors(
@@ -148,7 +161,8 @@ def extract_tensors(
         split: its name, for errors.
 
     Returns:
-        `sample_id` (B,), the numbers; `input_values` (B, L), float32; `attention_mask` (B, P), uint8.
+        `sample_id` (B,), the numbers; `input_values` (B, L), float32; `attention_mask` (B, P), uint8; of spectra with
+        labels `labels` (B, targets), float32.
 
     Raises:
         ValueError: a spectrum that the feature extractor refuses, named by its number.
@@ -163,38 +177,59 @@ def extract_tensors(
         tube_kv=spectra.tube_kv,
         names=[f"{index} of split {split!r}" for index in indices],
     )
-    return {
+    tensors = {
         "sample_id": torch.tensor(indices, dtype=torch.int64),
         "input_values": torch.from_numpy(features["input_values"]),
         "attention_mask": torch.from_numpy(features["attention_mask"].astype(np.uint8)),
     }
+    if spectra.labels is not None:
+        tensors["labels"] = torch.from_numpy(spectra.labels.astype(np.float32))
+    return tensors
 
 
-def extract_features(table, indices, extractor: XRFFeatureExtractor, split: str):
+def measured_patches(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Model inputs for an encoder that leaves out what no spectrum of the batch measured.
+
+    Returns:
+        the same tensors, but `patch_ids` (B, V), the patches that some spectrum measured, in ascending order, and
+        `attention_mask` (B, V) for these.
+    """
+    attention_mask = tensors["attention_mask"]
+    patch_ids = attention_mask.any(dim=0).nonzero()[:, 0]  # (V,)
+    return {
+        **tensors,
+        "attention_mask": attention_mask[:, patch_ids],
+        "patch_ids": patch_ids.expand(len(attention_mask), -1).contiguous(),
+    }
+
+
+def extract_features(table, indices, extractor: XRFFeatureExtractor, split: str, targets: Sequence[str] = ()):
     """What `extract_tensors` makes of a `pyarrow.Table` as another one, the form in which features are stored."""
     import pyarrow as pa
 
     columns = {}
-    for name, values in extract_tensors(NativeSpectra.from_table(table), indices, extractor, split).items():
+    spectra = NativeSpectra.from_table(table, targets)
+    for name, values in extract_tensors(spectra, indices, extractor, split).items():
         flat = pa.array(values.numpy().ravel())
         columns[name] = flat if values.ndim == 1 else pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
     return pa.table(columns)
 
 
-def cached_features(rows, extractor: XRFFeatureExtractor, split: str):
-    """All features of a `datasets.Dataset`, computed once and kept, memory-mapped, in the cache of datasets.
+def cached_features(rows, extractor: XRFFeatureExtractor, split: str, targets: Sequence[str] = ()):
+    """All features of a `datasets.Dataset`, and the labels of `targets`, computed once and kept, memory-mapped, in the
+    cache of datasets.
 
     The key of the cache holds the code that computed them; datasets itself would look at names only.
     """
     code = [inspect.getsource(code) for code in (feature_extraction_xrf, NativeSpectra, extract_tensors)]
-    key = "\n".join([rows._fingerprint, split, extractor.to_json_string(), *code])
+    key = "\n".join([rows._fingerprint, split, extractor.to_json_string(), *targets, *code])
     return rows.with_format("arrow").map(
         extract_features,
         with_indices=True,
         batched=True,
         batch_size=ROWS_PER_TABLE,
         remove_columns=rows.column_names,
-        fn_kwargs={"extractor": extractor, "split": split},
+        fn_kwargs={"extractor": extractor, "split": split, "targets": targets},
         new_fingerprint=hashlib.sha256(key.encode()).hexdigest()[:32],
         desc=f"Extracting {split}",
     )

@@ -14,19 +14,29 @@ import dataclasses
 import itertools
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
-from corpus_xrf import ROWS_PER_TABLE, NativeSpectra, extract_tensors, load_split, recipe_corpus, spread
+from corpus_xrf import (
+    ROWS_PER_TABLE,
+    NativeSpectra,
+    extract_tensors,
+    labels_of,
+    load_split,
+    measured_patches,
+    recipe_corpus,
+    spread,
+)
 from feature_extraction_xrf import XRFFeatureExtractor
 
 STREAM_BLOCK = 16_384  # spectra of a streamed corpus that are shuffled with each other
 MIXTURE_BLOCK = 4096  # spectra of a mixture that are shuffled with each other
 HELD_OUT_PER_CORE = 50  # simulated spectra of one core in a held-out set
+REACH_STEP = 16  # patches; spectra that reach equally far in these steps share batches
 GOLDEN_RATIO = 0.5 * (1 + 5**0.5)
 COLUMNS = ("counts", "gain_kev", "offset_kev", "tube_kv")  # what model inputs are made of
 
@@ -48,7 +58,8 @@ class NativeBatch:
 
 class SpectrumStream(IterableDataset):
     """Batches of model inputs without end: `sample_id`, `input_values` and `attention_mask` as `extract_tensors` gives
-    them, and `epoch`, a number.
+    them, and `epoch`, a number. If the source has targets, also `labels`, and `patch_ids` as `measured_patches` gives
+    them; then spectra that reach similarly far in energy share batches, so that few patches are encoded in vain.
 
     Args:
         source (`StreamedRows` or `Mixture`): gives native batches.
@@ -83,7 +94,8 @@ class SpectrumStream(IterableDataset):
         number = (number + self.first_batch) % workers
         share, shares = self.process_index * workers + number, self.num_processes * workers
         skipped = (self.first_batch - number + workers - 1) // workers
-        batches = self.source.batches(share, shares, self.batch_size, self.seed, skipped)
+        reach = self._reach if self.source.targets else None
+        batches = self.source.batches(share, shares, self.batch_size, self.seed, skipped, reach)
         for position, batch in enumerate(batches, skipped):
             spectra = batch.spectra
             if self.augmentation is not None:
@@ -91,7 +103,18 @@ class SpectrumStream(IterableDataset):
                     spectra, self.augmentation, np.random.default_rng((self.seed, 1, share, position))
                 )
             tensors = extract_tensors(spectra, batch.sample_ids, self.extractor, self.split)
+            if self.source.targets:
+                tensors = measured_patches(tensors)
             yield {**tensors, "epoch": batch.epoch}
+
+    def _reach(self, spectra: NativeSpectra) -> np.ndarray:
+        """How far up the model's grid spectra were measured, `(B,)`, in whole steps of `REACH_STEP` patches."""
+        channels = np.array([len(counts) for counts in spectra.counts])
+        highest_kev = spectra.offset_kev + (channels - 0.5) * spectra.gain_kev
+        if self.extractor.limit_to_tube_kv:
+            highest_kev = np.fmin(highest_kev, spectra.tube_kv)
+        edges_kev = self.extractor.channel_edges_kev[:: REACH_STEP * self.extractor.patch_size]
+        return np.searchsorted(edges_kev, highest_kev)
 
 
 def stream_batches(loader, stream: SpectrumStream, device, first_batch: int = 0) -> Iterator[tuple[int, dict]]:
@@ -128,6 +151,21 @@ def _augmented(spectra: NativeSpectra, augmentation, rng) -> NativeSpectra:
     return dataclasses.replace(spectra, counts=counts)
 
 
+def batch_order(number: int, batch_size: int, rng: np.random.Generator, reach: np.ndarray | None = None) -> np.ndarray:
+    """A random order of the spectra of a block, whole batches only, `(N,)` with N a multiple of `batch_size`.
+
+    Args:
+        number (`int`): spectra of the block.
+        reach (`np.ndarray` of shape `(number,)`, *optional*): spectra with equal ones share batches as far as they go;
+            who shares a batch with whom is random, and so is the order of the batches.
+    """
+    order = rng.permutation(number)[: number // batch_size * batch_size]
+    if reach is None:
+        return order
+    order = order[np.argsort(reach[order], kind="stable")]
+    return rng.permutation(order.reshape(-1, batch_size)).ravel()
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # A streamed corpus
 
@@ -141,25 +179,31 @@ class StreamedRows:
     Args:
         rows (`datasets.IterableDataset`): the split.
         block (`int`): spectra that are shuffled with each other.
+        targets (sequence of `str`): columns to hand out as labels.
     """
 
-    def __init__(self, rows, block: int = STREAM_BLOCK):
-        self.rows, self.block = rows, block
+    def __init__(self, rows, block: int = STREAM_BLOCK, targets: Sequence[str] = ()):
+        _check_units(rows, targets)
+        self.rows, self.block, self.targets = rows, block, tuple(targets)
 
-    def batches(self, share: int, shares: int, batch_size: int, seed: int, first: int = 0) -> Iterator[NativeBatch]:
-        """Batches of one share from number `first` on."""
+    def batches(
+        self, share: int, shares: int, batch_size: int, seed: int, first: int = 0, reach=None
+    ) -> Iterator[NativeBatch]:
+        """Batches of one share from number `first` on. `reach` makes of `NativeSpectra` what `batch_order` takes."""
         from datasets.distributed import split_dataset_by_node
 
         rows = split_dataset_by_node(self.rows, share, shares) if shares > 1 else self.rows
-        rows = rows.select_columns([name for name in COLUMNS if name in (rows.column_names or COLUMNS)])
+        wanted = (*COLUMNS, *self.targets)
+        rows = rows.select_columns([name for name in wanted if name in (rows.column_names or wanted)])
         block = max(1, self.block // batch_size) * batch_size
         number = 0
         for epoch in itertools.count():
             number_before = number
             for index, table in enumerate(rows.with_format("arrow").iter(block)):
-                spectra = NativeSpectra.from_table(table)
-                order = np.random.default_rng((seed, 0, epoch, share, index)).permutation(len(table))
-                for start in range(0, len(table) - batch_size + 1, batch_size):
+                spectra = NativeSpectra.from_table(table, self.targets)
+                rng = np.random.default_rng((seed, 0, epoch, share, index))
+                order = batch_order(len(table), batch_size, rng, reach and reach(spectra))
+                for start in range(0, len(order), batch_size):
                     if number >= first:
                         chosen = order[start : start + batch_size]
                         yield NativeBatch(spectra.take(chosen), (index * block + chosen) * shares + share, epoch)
@@ -171,16 +215,48 @@ class StreamedRows:
                 )
 
 
+def first_labels(rows, targets: Sequence[str], number: int) -> np.ndarray:
+    """Labels of some spectra to learn from, `(number, targets)`, NaN where missing: the first of a `Mixture` or a
+    stream, evenly spaced ones of a split."""
+    if isinstance(rows, Mixture):
+        return rows.labels(number)
+    rows = spread(rows, number)
+    if rows.column_names is not None:
+        rows = rows.select_columns([name for name in targets if name in rows.column_names])
+    columns = rows.with_format("arrow").iter(ROWS_PER_TABLE)
+    return np.concatenate([labels_of(table, targets) for table in columns])
+
+
+def _check_units(rows, targets) -> None:
+    """Raise `ValueError` where a corpus states another unit of a target than simulations do."""
+    from dataset_builder.simulation import TARGET_UNITS
+
+    if not targets or "target_units" not in (rows.column_names or ()):
+        return
+    (row,) = rows.select_columns("target_units").take(1)
+    for name, unit in json.loads(row["target_units"] or "{}").items():
+        if name in targets and unit not in ("", TARGET_UNITS[name]):
+            raise ValueError(
+                f"The corpus has {name} in {unit!r}, but to learn with simulated spectra it must be in "
+                f"{TARGET_UNITS[name]!r}; convert it, or leave the target out."
+            )
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Mixtures
 
 
 class SimulatedSpectra:
     """Fresh spectra without end from a `dataset_builder.simulation.SimulatedSource`: share s of S simulates units s,
-    s + S, s + 2 S and so on, so no unit is ever simulated twice."""
+    s + S, s + 2 S and so on, so no unit is ever simulated twice.
 
-    def __init__(self, source):
-        self.source = source
+    Args:
+        source (`SimulatedSource`): what simulates.
+        targets (sequence of `str`): labels to hand out.
+    """
+
+    def __init__(self, source, targets: Sequence[str] = ()):
+        self.source, self.targets = source, tuple(targets)
 
     def __len__(self) -> int:
         """Spectra in what the source calls its size."""
@@ -195,7 +271,7 @@ class SimulatedSpectra:
                 continue
             for batch in self.source.simulate(unit):
                 if first < len(batch):
-                    yield _native_table(batch).slice(first)
+                    yield _native_table(batch, self.targets).slice(first)
                 first = max(first - len(batch), 0)
 
 
@@ -206,11 +282,13 @@ class StoredSpectra:
     Args:
         rows (`datasets.Dataset`): the split.
         seed (`int`): of the order.
+        targets (sequence of `str`): columns to hand out as labels.
     """
 
-    def __init__(self, rows, seed: int):
-        self.rows = rows.select_columns([name for name in COLUMNS if name in rows.column_names])
-        self.seed = seed
+    def __init__(self, rows, seed: int, targets: Sequence[str] = ()):
+        _check_units(rows, targets)
+        self.rows = rows.select_columns([name for name in (*COLUMNS, *targets) if name in rows.column_names])
+        self.seed, self.targets = seed, tuple(targets)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -238,7 +316,7 @@ class Mixture:
     ratio lies; the intervals are as wide as the weights. So every batch has nearly its share of each source.
 
     Args:
-        sources (sequence of `SimulatedSpectra` or `StoredSpectra`): where spectra come from.
+        sources (sequence of `SimulatedSpectra` or `StoredSpectra`): where spectra come from, with the same targets.
         weights (sequence of `float`, *optional*): share of each source; by default in proportion to their sizes.
         num_spectra (`int`, *optional*): spectra in an epoch; by default as many as no source gives twice.
         block (`int`): spectra that are shuffled with each other, but no more than an epoch has.
@@ -246,21 +324,26 @@ class Mixture:
 
     def __init__(self, sources, weights=None, num_spectra: int | None = None, block: int = MIXTURE_BLOCK):
         self.sources, self.block = list(sources), block
+        self.targets = self.sources[0].targets
         sizes = np.array([len(source) for source in self.sources], dtype=np.float64)
         weights = sizes if weights is None else np.asarray(weights, dtype=np.float64)
         self.weights = weights / weights.sum()
         self.num_spectra = num_spectra or int(np.min(sizes / self.weights).round(6))
 
-    def batches(self, share: int, shares: int, batch_size: int, seed: int, first: int = 0) -> Iterator[NativeBatch]:
-        """Batches of one share from number `first` on. While those of a block are handed out, the next is filled."""
+    def batches(
+        self, share: int, shares: int, batch_size: int, seed: int, first: int = 0, reach=None
+    ) -> Iterator[NativeBatch]:
+        """Batches of one share from number `first` on. `reach` makes of `NativeSpectra` what `batch_order` takes.
+        While those of a block are handed out, the next is filled."""
         batches_in_block = max(1, min(self.block, self.num_spectra // shares) // batch_size)
         block_size = batches_in_block * batch_size
         first_block, done = divmod(first, batches_in_block)
         rows = self._rows(share, shares, first_block * block_size)
         coming = [rows(batch_size) for _ in range(batches_in_block)]
         for index in itertools.count(first_block):
-            block, coming = NativeSpectra.from_table(_together(coming)), []
-            order = np.random.default_rng((seed, 0, share, index)).permutation(block_size)
+            block, coming = NativeSpectra.from_table(_together(coming), self.targets), []
+            rng = np.random.default_rng((seed, 0, share, index))
+            order = batch_order(block_size, batch_size, rng, reach and reach(block))
             for start in range(0, block_size, batch_size):
                 if start >= done * batch_size:
                     chosen = order[start : start + batch_size]
@@ -275,6 +358,12 @@ class Mixture:
         from datasets import Dataset
 
         return Dataset(self._rows(0, 1, 0)(min(number, self.block, self.num_spectra)))
+
+    def labels(self, number: int) -> np.ndarray:
+        """Labels of the first `number` spectra, or of as many as an epoch holds, `(number, targets)`."""
+        rows, number = self._rows(0, 1, 0), min(number, self.num_spectra)
+        tables = (rows(min(ROWS_PER_TABLE, number - start)) for start in range(0, number, ROWS_PER_TABLE))
+        return np.concatenate([labels_of(table, self.targets) for table in tables])
 
     def _rows(self, share, shares, first):
         """A function that returns the next spectra of a share, from its spectrum number `first` on."""
@@ -324,22 +413,23 @@ def _together(tables):
     return pa.concat_tables(tables, promote_options="permissive").combine_chunks()
 
 
-def _native_table(batch):
-    """A `SimulatedBatch` as a table with `COLUMNS`."""
+def _native_table(batch, targets):
+    """A `SimulatedBatch` as a table with `COLUMNS` and those of its labels that are `targets`."""
     import pyarrow as pa
 
     num_spectra, num_channels = batch.counts.shape
     ends = pa.array(np.arange(0, batch.counts.size + 1, num_channels, dtype=np.int32))
     counts = pa.ListArray.from_arrays(ends, pa.array(batch.counts.ravel().astype(np.float32)))
     scalars = {name: pa.array(getattr(batch, name).astype(np.float64)) for name in COLUMNS[1:]}
-    return pa.table({"counts": counts, **scalars})
+    labels = {name: pa.array(batch.labels[name].astype(np.float32)) for name in targets}
+    return pa.table({"counts": counts, **scalars, **labels})
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Recipes
 
 
-def recipe_mixture(recipe, split: str, seed: int, data_root=None) -> Mixture:
+def recipe_mixture(recipe, split: str, seed: int, data_root=None, targets: Sequence[str] = ()) -> Mixture:
     """The spectra of one split of a `dataset_builder.Recipe` for a stream: simulated parts are drawn on the fly and
     never end, parts in files are first made a corpus in the cache of datasets.
 
@@ -348,6 +438,7 @@ def recipe_mixture(recipe, split: str, seed: int, data_root=None) -> Mixture:
             differ from those of the corpus built from the recipe, too.
         seed (`int`): of the order of stored spectra.
         data_root (path, *optional*): folder that the recipe's paths of files start from.
+        targets (sequence of `str`): labels to hand out, NaN where a part does not know them.
 
     Raises:
         ValueError: an unknown split.
@@ -356,21 +447,22 @@ def recipe_mixture(recipe, split: str, seed: int, data_root=None) -> Mixture:
     sources, weights = [], []
     for part, weight in zip(recipe.parts, recipe.weights or [None] * len(recipe.parts), strict=True):
         if part.name not in stored:
-            sources.append(SimulatedSpectra(_simulation_of_split(part, split).source()))
+            sources.append(SimulatedSpectra(_simulation_of_split(part, split).source(), targets))
         elif len(stored[part.name]):
-            sources.append(StoredSpectra(stored[part.name], seed))
+            sources.append(StoredSpectra(stored[part.name], seed, targets))
         else:
             continue  # all its groups are in other splits
         weights.append(weight)
     return Mixture(sources, recipe.weights and weights, recipe.num_spectra)
 
 
-def held_out_rows(recipe, split: str, num_spectra: int, data_root=None):
+def held_out_rows(recipe, split: str, num_spectra: int, data_root=None, targets: Sequence[str] = ()):
     """A fixed set of at most `num_spectra` spectra of one split of a recipe, with what names them: those of parts in
     files, and simulated cores, which are kept in the cache of datasets.
 
     Returns:
-        `datasets.Dataset` with `COLUMNS`, `sample`, `core` and `depth_mm`.
+        `datasets.Dataset` with `COLUMNS`, `sample`, `core`, `depth_mm` and the `targets`, null where a part does not
+        know them.
     """
     from datasets import concatenate_datasets
 
@@ -387,7 +479,8 @@ def held_out_rows(recipe, split: str, num_spectra: int, data_root=None):
             everything = {"num_spectra": None, "validation_fraction": 0.0, "test_fraction": 0.0}
             alone = dataclasses.replace(recipe, name=f"{recipe.name}-{part.name}", parts=(few,), **everything)
             rows = load_split(recipe_corpus(alone), "train")
-        found.append(rows.select_columns([*COLUMNS, "sample", "core", "depth_mm"]))
+        wanted = (*COLUMNS, "sample", "core", "depth_mm", *targets)
+        found.append(rows.select_columns([name for name in wanted if name in rows.column_names]))
     return concatenate_datasets(found)
 
 
