@@ -14,6 +14,7 @@ except ImportError:
 
 TASK = "xrf-regression"
 CALIBRATION = ("gain_kev", "offset_kev", "tube_kv")
+OUTPUTS = ("predictions", "standard_deviation", "lower", "upper", "distance")
 
 
 class XRFRegressionPipeline(Pipeline):
@@ -28,7 +29,8 @@ class XRFRegressionPipeline(Pipeline):
 
     >>> predict = pipeline("xrf-regression", model="org/xrf-caco3")
     >>> predict(counts, gain_kev=0.02, offset_kev=0.0, tube_kv=10)
-    [{'target': 'CaCO3', 'value': 41.2, 'unit': 'wt%', 'standard_deviation': 1.3}]
+    [{'target': 'CaCO3', 'value': 41.2, 'unit': 'wt%', 'standard_deviation': 1.3,
+      'lower_90': 38.7, 'upper_90': 43.7, 'unfamiliar': False, 'distance': 2.1}]
     ```
 
     An adapter repository loads too. transformers then takes the feature extractor of the adapter's base; where the
@@ -58,9 +60,12 @@ class XRFRegressionPipeline(Pipeline):
             batch_size (`int`, defaults to 1): spectra that go through the model together.
 
         Returns:
-            For one spectrum, one dict per target: `target` (its name), `value`, `unit`, and with a Gaussian head
-            `standard_deviation`. For several, one such list per spectrum, in the order of the input; a file that
-            holds several spectra counts as several. For a streamed input, an iterator over these lists.
+            For one spectrum, one dict per target: `target` (its name), `value` and `unit`; with a Gaussian head
+            `standard_deviation`; for each interval of the model `lower_90`, `upper_90`, named by its coverage in
+            percent; and where the model knows the spectra it was adapted to, the `distance` of this one from them
+            and whether it is `unfamiliar`, the same for every target. For several spectra, one such list each, in the
+            order of the input; a file that holds several spectra counts as several. For a streamed input, an
+            iterator over these lists.
 
         Raises:
             `ValueError`: a spectrum, its calibration or a file cannot be used; the message says which and why.
@@ -92,18 +97,21 @@ class XRFRegressionPipeline(Pipeline):
 
     def _forward(self, model_inputs):
         outputs = self.model(**model_inputs)
-        predictions = {"value": outputs.predictions}
-        if outputs.standard_deviation is not None:
-            predictions["standard_deviation"] = outputs.standard_deviation
-        return predictions
+        return {name: outputs[name] for name in OUTPUTS if outputs.get(name) is not None}
 
-    def postprocess(self, predictions):
+    def postprocess(self, outputs):
         config = self.model.config
         results = []
         for index, (target, unit) in enumerate(zip(config.target_names, config.target_units)):
-            result = {"target": target, "value": predictions["value"][0, index].item(), "unit": unit}
-            if "standard_deviation" in predictions:
-                result["standard_deviation"] = predictions["standard_deviation"][0, index].item()
+            result = {"target": target, "value": outputs["predictions"][0, index].item(), "unit": unit}
+            if "standard_deviation" in outputs:
+                result["standard_deviation"] = outputs["standard_deviation"][0, index].item()
+            for place, coverage in enumerate(config.interval_names):
+                for end in ("lower", "upper"):
+                    result[f"{end}_{coverage}"] = outputs[end][0, index, place].item()
+            if "distance" in outputs:
+                distance = outputs["distance"][0].item()
+                result.update(unfamiliar=distance > config.familiarity_threshold, distance=distance)
             results.append(result)
         return results
 

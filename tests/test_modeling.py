@@ -23,7 +23,13 @@ from transformers import (
 from configuration_xrf import XRFMaskedConfig
 from feature_extraction_xrf import XRFFeatureExtractor
 from hub_xrf import save_adapter_repository
-from modeling_xrf import XRFForMaskedSpectrumModeling, XRFForRegression, XRFModel, sine_cosine_positions
+from modeling_xrf import (
+    XRFFamiliarity,
+    XRFForMaskedSpectrumModeling,
+    XRFForRegression,
+    XRFModel,
+    sine_cosine_positions,
+)
 
 NUM_PATCHES, PATCH_SIZE = 12, 8
 SPECTRUM_LENGTH = NUM_PATCHES * PATCH_SIZE
@@ -48,6 +54,18 @@ TARGETS = {
     "target_min": [0.0, None],
     "target_max": [100.0, None],
 }
+# What an adaptation to few labels adds to a regression model.
+ADAPTED = {
+    "pooling": "mean",
+    "regression_loss": "gaussian",
+    "target_transform": ["linear", "log"],
+    "target_mean": [40.0, -0.5],
+    "target_std": [20.0, 0.7],
+    "spectrum_skip": True,
+    "interval_coverages": [0.5, 0.8, 0.9],
+    "interval_factors": [[0.7, 0.6], [1.3, 1.2], [1.7, 1.9]],
+    "familiarity_threshold": 4.0,
+}
 MODEL_CLASSES = [XRFModel, XRFForMaskedSpectrumModeling, XRFForRegression]
 
 
@@ -62,7 +80,17 @@ def build(model_class, attn_implementation="sdpa", seed=0, **fields):
         for parameter in model.parameters():
             if parameter.ndim == 1:
                 parameter += 0.1 * torch.randn_like(parameter)
+        fill_what_an_adaptation_adds(model)
     return model
+
+
+@torch.no_grad()
+def fill_what_an_adaptation_adds(model, seed=7):
+    """Drawn values where a new model holds zeros and the identity."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in model.state_dict().items():
+        if "spectrum_head" in name or "familiarity" in name:
+            tensor += 0.2 * torch.randn(tensor.shape, generator=generator)
 
 
 @pytest.fixture(scope="module")
@@ -480,7 +508,7 @@ def test_pretraining_step_compiles_whole(masked, values, attention_mask, noise):
 
 def test_regression_step_compiles_whole(values, attention_mask, labels):
     labels[1, 0] = torch.nan
-    model = build(XRFForRegression, pooling="mean", regression_loss="gaussian").train()
+    model = build(XRFForRegression, **ADAPTED).train()
     inputs = model_inputs(model, values, attention_mask, labels=labels)
     assert_compiled_step_equals_eager(model, inputs, backend="aot_eager")
 
@@ -507,6 +535,7 @@ def test_compiled_kernels_give_the_same_step(values, attention_mask, noise):
         (XRFForMaskedSpectrumModeling, {"masked_loss_only": False, "normalize_patch_targets": True}),
         (XRFForRegression, {"pooling": "cls"}),
         (XRFForRegression, {"pooling": "mean", "regression_loss": "gaussian"}),
+        (XRFForRegression, ADAPTED),
     ],
 )
 def test_every_parameter_gets_a_finite_gradient(model_class, fields, values, attention_mask, noise, labels):
@@ -658,6 +687,38 @@ def test_encoding_some_patches_in_any_order(encoder, values):
         torch.testing.assert_close(chosen, expected[:, [0, 8, 3, 12, 1]], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@torch.no_grad()
+def test_measured_patches_can_be_encoded_alone(implementation, pooling, values, attention_mask):
+    """As the docstring of `XRFModel` says, for spectra with different numbers of measured patches."""
+    attention_mask = attention_mask[1:]  # 7, 8, 5 and 1 of 12
+    values = values[1:]
+    count = int(attention_mask.sum(dim=1).max())
+    patch_ids = attention_mask.argsort(dim=1, descending=True, stable=True)[:, :count]
+    assert patch_ids.shape == (4, 8) and patch_ids[2, :5].tolist() == [0, 3, 4, 8, 11]
+    chosen = attention_mask.gather(1, patch_ids)
+
+    model = build(XRFModel, implementation, pooling=pooling)
+    full, alone = model(values, attention_mask), model(values, chosen, patch_ids)
+    torch.testing.assert_close(alone.pooler_output, full.pooler_output, rtol=1e-5, atol=1e-5)
+    for row in range(4):
+        measured = attention_mask[row].nonzero()[:, 0]
+        torch.testing.assert_close(
+            alone.last_hidden_state[row, 1 : 1 + len(measured)],
+            full.last_hidden_state[row, 1 + measured],
+            rtol=1e-5,
+            atol=1e-5,
+        )
+
+    regressor = build(XRFForRegression, implementation, **{**ADAPTED, "pooling": pooling})
+    full, alone = regressor(values, attention_mask), regressor(values, chosen, patch_ids=patch_ids)
+    unmasked = regressor(values[:1], patch_ids=patch_ids[:1, :7])
+    for key in ("predictions", "standard_deviation", "lower", "upper", "distance"):
+        torch.testing.assert_close(alone[key], full[key], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(unmasked[key], full[key][:1], rtol=1e-4, atol=1e-4)
+
+
 # Masking
 
 
@@ -800,6 +861,237 @@ def test_gaussian_head_survives_an_absurd_variance(values, labels):
         assert output.loss.isfinite() and output.standard_deviation.isfinite().all()
         assert (output.standard_deviation > 0).all()
         assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+def numbers(tensor):
+    return tensor.double().numpy()
+
+
+@pytest.mark.parametrize("regression_loss", ["mse", "gaussian"])
+@torch.no_grad()
+def test_adapted_regressor_by_hand(regression_loss, values, labels):
+    """Log target, spectrum head, intervals and distance in double precision, from the parts of the model."""
+    model = build(XRFForRegression, **{**ADAPTED, "regression_loss": regression_loss})
+    output = model(values, labels=labels)
+    embedding = model.xrf(values).pooler_output
+    head, embedding = numbers(model.head(embedding)), numbers(embedding)
+    mean = head[:, :2] + numbers(values) @ numbers(model.spectrum_head.weight).T
+    sd = np.exp(head[:, 2:] / 2) if regression_loss == "gaussian" else np.ones((5, 2))
+
+    def in_units(standardized):
+        return np.stack(
+            [np.clip(40.0 + 20.0 * standardized[:, 0], 0, 100), np.exp(-0.5 + 0.7 * standardized[:, 1])], axis=1
+        )
+
+    np.testing.assert_allclose(output.predictions, in_units(mean), rtol=1e-4)
+    if regression_loss == "gaussian":
+        expected = np.stack([20.0 * sd[:, 0], output.predictions[:, 1] * 0.7 * sd[:, 1]], axis=1)
+        np.testing.assert_allclose(output.standard_deviation, expected, rtol=1e-4)
+    else:
+        assert output.standard_deviation is None
+    assert output.lower.shape == output.upper.shape == (5, 2, 3)
+    for place, factors in enumerate([[0.7, 0.6], [1.3, 1.2], [1.7, 1.9]]):
+        np.testing.assert_allclose(output.lower[:, :, place], in_units(mean - factors * sd), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(output.upper[:, :, place], in_units(mean + factors * sd), rtol=1e-4, atol=1e-4)
+    assert ((output.lower[:, 0] > 0) & (output.upper[:, 0] < 100)).any() and (output.lower[:, 1] > 0).all()
+    assert output.lower[:, 0].min() == 0 or output.upper[:, 0].max() == 100  # the range clamps some
+
+    standardized = np.stack([(numbers(labels)[:, 0] - 40) / 20, (np.log(numbers(labels)[:, 1]) + 0.5) / 0.7], axis=1)
+    loss = (mean - standardized) ** 2
+    if regression_loss == "gaussian":
+        loss = 0.5 * (np.log(sd**2) + loss / sd**2)
+    np.testing.assert_allclose(output.loss, loss.mean(), rtol=1e-4)
+
+    center, whitening = (numbers(model.familiarity.state_dict()[name]) for name in ("center", "whitening"))
+    distance = [math.sqrt(sum((whitening @ (row - center)) ** 2)) for row in embedding]
+    np.testing.assert_allclose(output.distance, distance, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_intervals_cover_what_the_gaussian_head_promises():
+    """A head that knows the truth's spread: the normal quantiles as factors cover their shares, in both transforms."""
+    coverages = [0.5, 0.8, 0.9]
+    quantiles = [0.6745, 1.2816, 1.6449]
+    model = build(
+        XRFForRegression, **{**ADAPTED, "interval_factors": [[q, q] for q in quantiles], "target_min": [None, None],
+                             "target_max": [None, None]}
+    )  # fmt: skip
+    output = model(torch.zeros(1, SPECTRUM_LENGTH))
+    draws = torch.randn(20_000, 2, generator=torch.Generator().manual_seed(12))
+    linear = output.predictions[0, 0] + output.standard_deviation[0, 0] * draws[:, 0]
+    relative_sd = output.standard_deviation[0, 1] / output.predictions[0, 1]
+    log = (output.predictions[0, 1].log() + relative_sd * draws[:, 1]).exp()
+    for target, truth in enumerate((linear, log)):
+        for place, coverage in enumerate(coverages):
+            inside = (truth > output.lower[0, target, place]) & (truth < output.upper[0, target, place])
+            assert abs(inside.float().mean() - coverage) < 0.015
+
+
+def test_plain_regressor_has_no_intervals_and_no_distance(regressor, values):
+    assert not hasattr(regressor, "spectrum_head") and not hasattr(regressor, "familiarity")
+    output = regressor(values)
+    assert output.lower is None and output.upper is None and output.distance is None
+    assert set(output) == {"predictions"}
+
+
+def test_labels_without_a_logarithm_count_as_missing(values, labels):
+    def step(labels):
+        model = build(XRFForRegression, **ADAPTED)
+        loss = model(values, labels=labels).loss
+        loss.backward()
+        return loss, [parameter.grad for parameter in model.parameters()]
+
+    labels[0], labels[1] = torch.tensor([0.0, torch.nan]), torch.tensor([-5.0, torch.nan])
+    missing = step(labels)
+    labels[0, 1], labels[1, 1] = 0.0, -2.0  # the linear target's zero and negative labels stay
+    torch.testing.assert_close(step(labels), missing, rtol=0, atol=0)
+    assert missing[0].isfinite()
+    labels[0, 1] = 1e-3
+    assert step(labels)[0] != missing[0]
+
+
+def test_gradient_of_the_predictions_is_finite_beside_a_huge_linear_target(values):
+    """An element in ppm beside a logarithmic target: no exponential of the one reaches the other's gradient."""
+    model = build(XRFForRegression, **{**ADAPTED, "target_mean": [40_000.0, 0.0], "target_max": [None, None]})
+    values.requires_grad_()
+    output = model(values)
+    (output.predictions.sum() + output.upper.sum()).backward()
+    assert (output.predictions[:, 0] > 10_000).all()
+    assert values.grad.isfinite().all() and values.grad.abs().max() > 0
+
+
+@torch.no_grad()
+def test_new_spectrum_head_changes_nothing_and_new_distance_is_the_embeddings_length(values):
+    torch.manual_seed(0)
+    plain = XRFForRegression(XRFMaskedConfig(**SIZES, **TARGETS)).eval()
+    adapted = XRFForRegression(XRFMaskedConfig(**SIZES, **TARGETS, spectrum_skip=True, familiarity_threshold=1)).eval()
+    info = adapted.load_state_dict(plain.state_dict(), strict=False)
+    assert set(info.missing_keys) == {"spectrum_head.weight", "familiarity.center", "familiarity.whitening"}
+    assert adapted.spectrum_head.weight.shape == (2, SPECTRUM_LENGTH) and adapted.spectrum_head.bias is None
+    output = adapted(values)
+    assert torch.equal(output.predictions, plain(values).predictions)
+    torch.testing.assert_close(output.distance, plain.xrf(values).pooler_output.norm(dim=1))
+
+
+@torch.no_grad()
+def test_unmeasured_patches_never_influence_an_adapted_regressor(values, attention_mask):
+    model = build(XRFForRegression, **ADAPTED)
+    expected = model(values, attention_mask)
+    hidden = attention_mask.repeat_interleave(PATCH_SIZE, dim=1) == 0
+    changed = model(values.masked_fill(hidden, 1e3), attention_mask)
+    zeros = model(values.masked_fill(hidden, 0.0), attention_mask)
+    for key in expected:
+        torch.testing.assert_close(changed[key], expected[key], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(zeros[key], expected[key], rtol=1e-5, atol=1e-5)
+
+
+def outputs_of(model, values):
+    with torch.no_grad():
+        output = model(values)
+    assert {"predictions", "standard_deviation", "lower", "upper", "distance"} <= set(output)
+    return output
+
+
+def assert_same_outputs(actual, expected, rtol=0.0, atol=0.0):
+    assert set(actual) == set(expected)
+    for key in expected:
+        torch.testing.assert_close(actual[key], expected[key], rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("load", [XRFForRegression, AutoModelForSequenceClassification])
+@pytest.mark.parametrize("device_map", [None, "cpu", "auto"])
+def test_adapted_regressor_is_saved_whole(load, device_map, values, tmp_path):
+    model = build(XRFForRegression, **ADAPTED)
+    model.save_pretrained(tmp_path)
+    loaded, info = load.from_pretrained(tmp_path, device_map=device_map, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert_same_state(loaded, model)
+    assert_same_outputs(outputs_of(loaded.to("cpu"), values), outputs_of(model, values))
+    encoder, info = XRFModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert_same_state(encoder, model.xrf)
+
+
+def test_what_a_checkpoint_lacks_begins_as_nothing(masked_model, values, tmp_path):
+    """Loading builds on the meta device: what is not in the checkpoint must still hold zeros and the identity."""
+    masked_model.save_pretrained(tmp_path)
+    fields = {**TARGETS, "spectrum_skip": True, "familiarity_threshold": 4.0}
+    model, info = XRFForRegression.from_pretrained(tmp_path, **fields, output_loading_info=True)
+    added = {"spectrum_head.weight", "familiarity.center", "familiarity.whitening"}
+    assert set(info["missing_keys"]) == {"head.weight", "head.bias"} | added
+    assert (model.spectrum_head.weight == 0).all() and (model.familiarity.center == 0).all()
+    assert torch.equal(model.familiarity.whitening, torch.eye(32))
+    assert model.head.weight.abs().min() > 0
+
+    with torch.device("meta"):
+        model = XRFForRegression(model.config)
+    model = model.to_empty(device="cpu")
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.fill_(torch.nan)
+    model.init_weights()
+    assert (model.spectrum_head.weight == 0).all() and (model.familiarity.center == 0).all()
+    assert torch.equal(model.familiarity.whitening, torch.eye(32))
+
+
+def test_new_targets_leave_the_old_intervals_and_familiarity_behind(values, tmp_path):
+    build(XRFForRegression, **ADAPTED).save_pretrained(tmp_path)
+    model, info = XRFForRegression.from_pretrained(tmp_path, target_names=["Fe", "Ti"], output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    output = model(values)
+    assert output.lower is None and output.distance is None and output.standard_deviation is not None
+
+
+def test_checkpoint_of_before_these_fields_gives_the_same_numbers(values, tmp_path):
+    model = build(XRFForRegression, regression_loss="gaussian")
+    model.save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    for name in (
+        "target_transform", "spectrum_skip", "interval_coverages", "interval_factors", "familiarity_threshold"
+    ):  # fmt: skip
+        settings.pop(name, None)
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    loaded = XRFForRegression.from_pretrained(tmp_path)
+    with torch.no_grad():
+        head = loaded.head(loaded.xrf(values).pooler_output)
+        output = loaded(values)
+    mean, std = torch.tensor([40.0, 0.6]), torch.tensor([20.0, 0.4])
+    expected = (head[:, :2] * std + mean).clamp(torch.tensor([0, -torch.inf]), torch.tensor([100, torch.inf]))
+    assert torch.equal(output.predictions, expected)
+    assert torch.equal(output.standard_deviation, (head[:, 2:] / 2).exp() * std)
+
+
+def test_adapted_regressor_in_other_precisions_and_attentions(values, tmp_path):
+    model = build(XRFForRegression, **ADAPTED)
+    expected = outputs_of(model, values)
+    assert_same_outputs(outputs_of(build(XRFForRegression, "eager", **ADAPTED), values), expected, 1e-4, 1e-4)
+    model.save_pretrained(tmp_path)
+    halved = XRFForRegression.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert halved.spectrum_head.weight.dtype == torch.bfloat16
+    assert torch.equal(halved.familiarity.whitening, model.familiarity.whitening)  # not rounded
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        autocast = outputs_of(model, values)
+    everywhere = outputs_of(copy.deepcopy(model).to(torch.bfloat16), values)
+    for output in (outputs_of(halved, values), autocast, everywhere):
+        assert all(tensor.dtype == torch.float32 for tensor in output.values())
+        torch.testing.assert_close(output.distance, expected.distance, rtol=0.03, atol=0.03)
+        torch.testing.assert_close(output.upper[:, 1].log(), expected.upper[:, 1].log(), rtol=0.05, atol=0.1)
+
+
+def test_distance_is_not_rounded_by_autocast():
+    """Nearly equal embeddings far from the centre, and a whitening that looks at their difference."""
+    familiarity = XRFFamiliarity(2)
+    familiarity.whitening.copy_(torch.tensor([[100.0, -100.0], [0.0, 0.0]]))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        distance = familiarity(torch.tensor([[10.0, 10.01], [10.0, 10.03]]))
+    torch.testing.assert_close(distance, torch.tensor([1.0, 3.0]), rtol=1e-3, atol=1e-3)
+
+
+def test_adapted_outputs_compile_whole(values):
+    model = build(XRFForRegression, **ADAPTED)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert_same_outputs(outputs_of(compiled, values), outputs_of(model, values), 1e-4, 1e-4)
 
 
 @torch.no_grad()
@@ -992,6 +1284,26 @@ def test_lora_trains_the_adapter_and_the_head_only(adapter, values, attention_ma
     assert trained and all("lora_" in name or "modules_to_save" in name for name in trained)
     assert {name.split(".")[-2] for name in trained if "head" in name} == {"default"}
     assert len([name for name in trained if "lora_A" in name]) == 4  # q and v of two encoder layers
+
+
+@pytest.mark.parametrize("load", [XRFForRegression, AutoModelForSequenceClassification])
+def test_adapter_brings_what_an_adaptation_adds(load, masked_model, values, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    masked_model.save_pretrained(tmp_path / "base")
+    base = XRFForRegression.from_pretrained(tmp_path / "base", **{**TARGETS, **ADAPTED})
+    lora = LoraConfig(
+        task_type="SEQ_CLS", r=4, target_modules=["q_proj", "v_proj"],
+        modules_to_save=["head", "spectrum_head", "familiarity"],
+    )  # fmt: skip
+    model = get_peft_model(base, lora).eval()
+    fill_what_an_adaptation_adds(model)
+    save_adapter_repository(tmp_path / "adapter", model, XRFFeatureExtractor.for_config(base.config), "# A card\n")
+    with torch.no_grad():
+        expected = model(input_values=values)
+    loaded = load.from_pretrained(tmp_path / "adapter")
+    assert_same_outputs(outputs_of(loaded, values), expected, rtol=1e-5, atol=1e-5)
+    assert loaded.spectrum_head.weight.abs().min() > 0 and loaded.familiarity.center.abs().min() > 0
 
 
 @pytest.mark.parametrize("load", [XRFForRegression, AutoModelForSequenceClassification])

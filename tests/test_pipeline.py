@@ -161,6 +161,44 @@ def test_many_spectra_give_one_list_each(predict, repository, counts, batch_size
         check(predict(inputs, batch_size=batch_size), expected)
 
 
+def test_intervals_and_familiarity(counts, tmp_path):
+    """By hand from the parts of the model: a log target, a spectrum head, two intervals, a distance."""
+    model = tiny_regressor(
+        regression_loss="gaussian", target_transform=["linear", "log"], spectrum_skip=True, familiarity_threshold=1.0,
+        interval_coverages=[0.683, 0.9], interval_factors=[[0.01, 0.02], [0.03, 0.05]],
+    )  # fmt: skip
+    extractor = XRFFeatureExtractor.for_config(model.config, lowest_energy_kev=0.6)
+    inputs = extractor(counts, return_tensors="pt", **CALIBRATION)
+    with torch.no_grad():
+        embedding = model.xrf(**inputs).pooler_output
+        model.familiarity.center.copy_(embedding[2])
+        model.familiarity.whitening.copy_(torch.diag(torch.linspace(0.1, 3.0, 32)))
+        head = model.head(embedding).double().numpy()
+        skipped = model.spectrum_head(inputs["input_values"]).double().numpy()
+    embedding = embedding.double().numpy()
+    distance = np.sqrt((((embedding - embedding[2]) * np.linspace(0.1, 3.0, 32)) ** 2).sum(axis=1))
+    model.config.familiarity_threshold = float(np.median(distance))
+    save_repository(tmp_path / "model", model, extractor, "# A test model\n")
+
+    results = pipeline("xrf-regression", model=str(tmp_path / "model"), device="cpu")(counts, **CALIBRATION)
+    mean, sd = head[:, :2] + skipped, np.exp(np.clip(head[:, 2:], -10, 10) / 2)
+    ends = {
+        "value": (0, 0), "lower_68.3": (-0.01, -0.02), "upper_68.3": (0.01, 0.02), "lower_90": (-0.03, -0.05),
+        "upper_90": (0.03, 0.05),
+    }  # fmt: skip
+    for row, (caco3, toc) in enumerate(results):
+        for column, (result, in_unit) in enumerate([(caco3, lambda x: np.clip(x, 0, 100)), (toc, np.exp)]):
+            for name, factors in ends.items():
+                standardized = mean[row, column] + factors[column] * sd[row, column]
+                expected = in_unit(standardized * TARGETS["target_std"][column] + TARGETS["target_mean"][column])
+                np.testing.assert_allclose(result[name], expected, rtol=1e-4, atol=1e-4)
+            assert result["lower_90"] <= result["lower_68.3"] <= result["value"]
+            np.testing.assert_allclose(result["distance"], distance[row], rtol=1e-4, atol=1e-4)
+            assert result["unfamiliar"] is bool(distance[row] > np.median(distance))
+        np.testing.assert_allclose(toc["standard_deviation"], toc["value"] * 1.5 * sd[row, 1], rtol=1e-4)
+    assert [result[0]["unfamiliar"] for result in results].count(True) == 2
+
+
 def test_a_batch_of_one_stays_a_batch(predict, repository, counts):
     check(predict(counts[:1], **CALIBRATION), direct(repository, counts[:1]))
 
