@@ -1,6 +1,6 @@
-"""The parts of masked pretraining: masks that can be repeated, rates, arithmetic, checkpoints, log.
+"""The parts of pretraining: masks that can be repeated, simulated labels, rates, arithmetic, checkpoints, log.
 
-B = spectra in a batch, L = channels, P = patches of a whole spectrum.
+B = spectra in a batch, L = channels, P = patches of a whole spectrum, T = targets.
 """
 
 import contextlib
@@ -11,15 +11,16 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 
 from configuration_xrf import XRFMaskedConfig
-from corpus_xrf import feature_batches, spread
+from corpus_xrf import feature_batches, measured_patches, spread
 from feature_extraction_xrf import XRFFeatureExtractor
 from files_xrf import write_json, write_text
 from modeling_xrf import reconstruction_targets
@@ -27,6 +28,8 @@ from modeling_xrf import reconstruction_targets
 PROGRESS_FILE = "progress.json"
 STATISTICS_SPECTRA = 50_000  # spectra that the corpus mean, and the `channel` scaling, are computed from
 FIGURE_SPECTRA = 3
+LABEL_STATISTICS_SPECTRA = 20_000  # spectra that the mean and standard deviation of labels are computed from
+LABEL_FLOOR = 1e-4  # of labels whose logarithm is taken: 1 ppm in wt%, about what XRF can detect at best
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -129,17 +132,27 @@ class Validation:
 
     Args:
         rows, features (`datasets.Dataset`): the split's native spectra, and what `cached_features` made of them.
+        split: its name.
         corpus_mean (`(L,)`): the spectrum that the model must beat.
         seed: of the masks.
     """
 
-    def __init__(self, accelerator, extractor, rows, features, corpus_mean: torch.Tensor, batch_size: int, seed: int):
+    def __init__(
+        self, accelerator, extractor, rows, features, split, corpus_mean: torch.Tensor, batch_size: int, seed: int
+    ):
         self.accelerator, self.extractor, self.corpus_mean = accelerator, extractor, corpus_mean
-        self.batch_size, self.seed = batch_size, seed
+        self.split, self.batch_size, self.seed = split, batch_size, seed
         share = range(accelerator.process_index, len(features), accelerator.num_processes)
         self.share = features.select(share).with_format("torch")
         self.examples = spread(features, FIGURE_SPECTRA).with_format("torch")[:]
         self.titles = [_spectrum_title(row) for row in spread(rows, FIGURE_SPECTRA).remove_columns("counts")]
+
+    def line(self, measured: dict) -> str:
+        """What `measure` found, in words."""
+        return (
+            f"masked patches of {self.split!r}: error {measured['validation_loss']:.5f}, R2 "
+            f"{measured['validation_r2']:.4f} against the corpus mean"
+        )
 
     def measure(self, model) -> dict[str, float]:
         """Error of the masked channels, and R2 against predicting the mean of the training spectra there."""
@@ -170,12 +183,144 @@ class Validation:
         )
 
 
+def masked_loss(model, batch: dict[str, torch.Tensor], epoch: int, seed: int) -> torch.Tensor:
+    """Loss of `XRFForMaskedSpectrumModeling` (perhaps wrapped by accelerate) on one batch."""
+    num_patches = batch["attention_mask"].shape[1]
+    noise = mask_noise(batch["sample_id"], num_patches, seed, epoch)
+    return model(batch["input_values"], attention_mask=batch["attention_mask"], noise=noise).loss
+
+
 def _spectrum_title(row: dict) -> str:
     """What a row of a corpus says about where a spectrum was measured."""
     if row.get("sample"):
         return row["sample"]
     depth = row.get("depth_mm")
     return " ".join(filter(None, [row.get("core"), None if depth is None else f"{depth:g} mm"]))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Labels, known exactly because their spectra are simulated
+
+
+def target_fields(labels: np.ndarray, target_names: Sequence[str]) -> dict[str, list]:
+    """Fields of `XRFMaskedConfig` for targets of simulated spectra, those left out that nowhere vary.
+
+    Quantities that span orders of magnitude are learnt as logarithms: compositions, floored at `LABEL_FLOOR`, and
+    count rates. The other states of an instrument, which may be negative, are learnt as they are.
+
+    Args:
+        labels (`(N, T)`): labels of training spectra, NaN where missing.
+        target_names: their columns, of `dataset_builder.simulation.TARGET_NAMES`.
+    """
+    from dataset_builder.simulation import TARGET_UNITS
+
+    fields = {f"target_{name}": [] for name in ("names", "units", "transform", "mean", "std", "min", "max")}
+    for name, values in zip(target_names, np.asarray(labels, dtype=np.float64).T, strict=True):
+        values, unit = values[~np.isnan(values)], TARGET_UNITS[name]
+        transform = "log" if unit in ("wt%", "counts/s") else "linear"
+        if transform == "log":
+            values = np.log(np.maximum(values, LABEL_FLOOR))
+        if len(values) == 0 or np.ptp(values) == 0:
+            continue
+        lower, upper = (0.0, 100.0) if unit == "wt%" else (None, None)
+        entry = (name, unit, transform, float(values.mean()), float(values.std()), lower, upper)
+        for column, value in zip(fields.values(), entry, strict=True):
+            column.append(value)
+    return fields
+
+
+def floored_labels(labels: torch.Tensor, config: XRFMaskedConfig) -> torch.Tensor:
+    """Labels `(B, T)`, those of targets with the transform `log` not below `LABEL_FLOOR`."""
+    lowest = [LABEL_FLOOR if transform == "log" else -math.inf for transform in config.target_transform]
+    return torch.maximum(labels, labels.new_tensor(lowest))  # NaN stays NaN
+
+
+def label_loss(model, batch: dict[str, torch.Tensor], epoch: int, config: XRFMaskedConfig) -> torch.Tensor:
+    """Loss of `XRFForRegression` (perhaps wrapped by accelerate) on one batch of a stream with labels; `epoch` plays
+    no part."""
+    inputs = {name: batch[name] for name in ("input_values", "attention_mask", "patch_ids")}
+    return model(**inputs, labels=floored_labels(batch["labels"], config)).loss
+
+
+@torch.no_grad()
+def label_sums(model, batches: Iterable[dict]) -> torch.Tensor:
+    """Sums over the labels of all batches, of labels y and predictions p of transformed and standardised targets.
+
+    Args:
+        model (`XRFForRegression`): left in training mode.
+        batches: dicts with `input_values`, `attention_mask` and `labels`.
+
+    Returns:
+        `torch.DoubleTensor` `(7, T)`: number of labels, sums of y, p, y^2, p^2 and y p, and a seventh row whose first
+        entry is the loss times the number of labels.
+    """
+    config, device = model.config, model.device
+    mean, std = (torch.tensor(values, device=device) for values in (config.target_mean, config.target_std))
+    logarithmic = torch.tensor([transform == "log" for transform in config.target_transform], device=device)
+
+    def standardized(values):
+        tiny = torch.finfo(torch.float32).tiny
+        return ((torch.where(logarithmic, values.clamp(min=tiny).log(), values) - mean) / std).double()
+
+    sums = torch.zeros(7, len(config.target_names), dtype=torch.float64, device=device)
+    model.eval()
+    for batch in batches:
+        batch = {name: values.to(device) for name, values in measured_patches(batch).items()}
+        inputs = {name: batch[name] for name in ("input_values", "attention_mask", "patch_ids")}
+        labels = floored_labels(batch["labels"], config)
+        outputs = model(**inputs, labels=labels)
+        present = ~labels.isnan()
+        y, p = (torch.where(present, standardized(values.float()), 0.0) for values in (labels, outputs.predictions))
+        sums[:6] += torch.stack([each.sum(0) for each in (present, y, p, y * y, p * p, y * p)])
+        sums[6, 0] += outputs.loss.double() * present.sum()
+    model.train()
+    return sums
+
+
+class LabelValidation:
+    """Measures a regression model on the labels of a held-out split, on every process its share.
+
+    Args:
+        features (`datasets.Dataset`): what `cached_features` made of the split, with its labels.
+        split: its name.
+    """
+
+    def __init__(self, accelerator, features, split: str, batch_size: int):
+        self.accelerator, self.split, self.batch_size = accelerator, split, batch_size
+        masks = features.select_columns("attention_mask").with_format("numpy")[:]["attention_mask"]
+        order = np.argsort(masks.sum(axis=1), kind="stable")  # spectra with as many measured patches share batches
+        share = order[accelerator.process_index :: accelerator.num_processes]
+        self.share = features.select(share).with_format("torch")
+
+    def measure(self, model) -> dict:
+        """Of transformed targets: loss, R2 against the mean of the split's own labels as a mean over targets, Pearson
+        r as a mean over the main elements' oxides (over all targets if there are none), and `r` of every target with
+        labels that vary."""
+        from dataset_builder.simulation.targets import OXIDES
+
+        sums = self.accelerator.reduce(label_sums(model, self.share.iter(self.batch_size)), "sum").cpu()
+        number, y, p, yy, pp, yp = sums[:6]
+        variance = yy - y * y / number  # times the number, as all of these
+        r2 = 1 - (yy - 2 * yp + pp) / variance
+        r = (yp - y * p / number) / (variance * (pp - p * p / number)).sqrt()
+        known = (number > 1) & (variance > 1e-9 * number) & r.isfinite()
+        by_target = {name: r[i].item() for i, name in enumerate(model.config.target_names) if known[i]}
+        main = [by_target[name] for name in OXIDES if name in by_target] or list(by_target.values())
+        return {
+            "validation_loss": (sums[6, 0] / number.sum()).item(),
+            "validation_r2": r2[known].mean().item() if by_target else None,
+            "validation_r": float(np.mean(main)) if main else None,
+            "r": by_target,
+        }
+
+    def line(self, measured: dict) -> str:
+        """What `measure` found, in words."""
+        if not measured["r"]:
+            return f"{self.split!r}: loss {measured['validation_loss']:.5f}; no label varies"
+        return (
+            f"{self.split!r}: loss {measured['validation_loss']:.5f}, R2 {measured['validation_r2']:.4f} over "
+            f"{len(measured['r'])} targets, r {measured['validation_r']:.4f} over the main oxides"
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -230,16 +375,28 @@ def training_flops(config: XRFMaskedConfig) -> int:
     attention over n tokens. The encoder sees the visible patches, the decoder all, each with CLS; patch embedding, the
     map between the two, and the head come on top. The backward pass costs twice the forward pass.
     """
-
-    def blocks(layers: int, tokens: int, width: int, intermediate: int) -> int:
-        return layers * tokens * (8 * width**2 + 4 * width * intermediate + 4 * tokens * width)
-
     visible, patches, patch_size = num_visible_patches(config), config.num_patches, config.patch_size
     width, decoder_width = config.hidden_size, config.decoder_hidden_size
-    encoder = blocks(config.num_hidden_layers, visible + 1, width, config.intermediate_size)
-    decoder = blocks(config.decoder_num_hidden_layers, patches + 1, decoder_width, config.decoder_intermediate_size)
-    ends = visible * patch_size * width + (visible + 1) * width * decoder_width + patches * decoder_width * patch_size
-    return 3 * (encoder + decoder + 2 * ends)
+    decoder = _blocks_flops(
+        config.decoder_num_hidden_layers, patches + 1, decoder_width, config.decoder_intermediate_size
+    )
+    ends = (visible + 1) * width * decoder_width + patches * decoder_width * patch_size
+    return _encoder_flops(config, visible) + 3 * (decoder + 2 * ends)
+
+
+def regression_flops(config: XRFMaskedConfig, num_patches: int) -> int:
+    """As `training_flops`, of a step of `XRFForRegression` that encodes `num_patches` patches."""
+    outputs = len(config.target_names) * (2 if config.regression_loss == "gaussian" else 1)
+    return _encoder_flops(config, num_patches) + 3 * 2 * config.hidden_size * outputs
+
+
+def _encoder_flops(config, num_patches: int) -> int:
+    blocks = _blocks_flops(config.num_hidden_layers, num_patches + 1, config.hidden_size, config.intermediate_size)
+    return 3 * (blocks + 2 * num_patches * config.patch_size * config.hidden_size)
+
+
+def _blocks_flops(layers: int, tokens: int, width: int, intermediate: int) -> int:
+    return layers * tokens * (8 * width**2 + 4 * width * intermediate + 4 * tokens * width)
 
 
 def matrix_peak(device: torch.device, dtype: torch.dtype, least_seconds: float = 0.1) -> float:
@@ -352,11 +509,12 @@ def read_progress(path: str | Path, expected: dict) -> dict:
     """How far a checkpoint is, once everything in `expected` is found to be as it was when it was written.
 
     Raises:
-        ValueError: an option that decides the data order or the model has another value now.
+        ValueError: an option that decides the data order or the model has another value now. One that did not exist
+            when the checkpoint was written is not compared.
     """
     progress = json.loads((Path(path) / PROGRESS_FILE).read_text(encoding="utf-8"))
     for name, value in expected.items():
-        if progress[name] != value:
+        if progress.get(name, value) != value:
             raise ValueError(
                 f"{path} was written with {name} {progress[name]!r}, but the run to resume has {value!r}; give the "
                 "same, or start a new run in another output_dir."

@@ -1,4 +1,4 @@
-"""Pretrain an XRF model by masked spectrum modeling: from a corpus of unlabelled spectra to a model repository.
+"""Pretrain an XRF model by masked spectrum modeling, or on the labels that simulated spectra know of themselves.
 
 One GPU:
 
@@ -10,6 +10,13 @@ On the CPU, from spectra that are simulated while training:
     accelerate launch --config_file scripts/configs/cpu.yaml scripts/run_msm.py --dataset simulated_marine \
         --streaming --workers 1 --model_size tiny --max_steps 1000 --batch_size 64 --learning_rate 1e-3 \
         --output_dir runs/tiny
+
+The same model, or a new one without `--model_name_or_path`, learns all that its simulation knows of each spectrum, and
+so predicts concentrations of real ones without a laboratory value:
+
+    accelerate launch --config_file scripts/configs/cpu.yaml scripts/run_msm.py --objective labels \
+        --dataset simulated_any --streaming --workers 1 --model_name_or_path runs/tiny/model --max_steps 8000 \
+        --batch_size 64 --learning_rate 1e-3 --output_dir runs/tiny-labels
 
 Eight GPUs (batch_size counts the spectra of one process):
 
@@ -38,15 +45,21 @@ from pathlib import Path
 from typing import Literal
 
 from transformers import HfArgumentParser
+from transformers.utils import logging
 
 from command_line_xrf import run
 
-CARD_TEMPLATE = Path(__file__).resolve().parents[1] / "model_cards" / "pretrained.md"
+MODEL_CARDS = Path(__file__).resolve().parents[1] / "model_cards"
+PIPELINE_TAGS = {"masked": "feature-extraction", "labels": "tabular-regression"}
+TAGS = {"masked": "masked-spectrum-modeling", "labels": "simulated-labels"}
+CARD_TEMPLATES = {"masked": MODEL_CARDS / "pretrained.md", "labels": MODEL_CARDS / "simulated_labels.md"}
+LOWEST_ENERGY_KEV = 0.85  # with labels, of a new model: below it, air, windows and noise differ more than samples
 VALIDATION_SPECTRA = 2000  # of a recipe that is streamed
 # A resumed run must agree with its checkpoint on these: they decide the model, the data and their order.
 FIXED_ON_RESUME = (
-    "dataset", "data_root", "train_split", "streaming", "scaling", "limit_to_tube_kv", "model_size", "config_file",
-    "model_name_or_path", "mask_ratio", "masked_loss_only", "batch_size", "gradient_accumulation", "seed",
+    "dataset", "data_root", "train_split", "streaming", "scaling", "limit_to_tube_kv", "lowest_energy_kev", "targets",
+    "objective", "model_size", "config_file", "model_name_or_path", "mask_ratio", "masked_loss_only", "pooling",
+    "regression_loss", "batch_size", "gradient_accumulation", "seed",
 )  # fmt: skip
 
 
@@ -77,6 +90,14 @@ class DataArguments:
         default=None,
         metadata={"help": "leave out patches above the tube voltage; by default as the checkpoint, else true"},
     )
+    lowest_energy_kev: float | None = field(
+        default=None,
+        metadata={"help": "leave out patches below; by default as the checkpoint, else 0, with labels 0.85 keV"},
+    )
+    targets: list[str] | None = field(
+        default=None,
+        metadata={"help": "labels: targets to learn; by default all that simulated spectra know and vary"},
+    )
     workers: int = field(
         default=0, metadata={"help": "processes that simulate, augment or read spectra, for each training process"}
     )
@@ -85,6 +106,9 @@ class DataArguments:
 
 @dataclass
 class ModelArguments:
+    objective: Literal["masked", "labels"] = field(
+        default="masked", metadata={"help": "reconstruct hidden patches, or predict the labels of simulated spectra"}
+    )
     model_size: Literal["tiny", "small", "base", "large"] = field(
         default="base", metadata={"help": "size of a new model"}
     )
@@ -99,6 +123,12 @@ class ModelArguments:
     )
     masked_loss_only: bool | None = field(
         default=None, metadata={"help": "loss on the masked patches only, or on all; by default the configuration's"}
+    )
+    pooling: Literal["cls", "mean"] | None = field(
+        default=None, metadata={"help": "labels: predict from the CLS token or the mean over patches; by default mean"}
+    )
+    regression_loss: Literal["mse", "gaussian"] | None = field(
+        default=None, metadata={"help": "labels: predict a value, or its mean and variance; by default gaussian"}
     )
     compile: bool = field(default=False, metadata={"help": "compile the model with torch.compile"})
 
@@ -187,6 +217,13 @@ def check_arguments(data: DataArguments, model: ModelArguments, training: Traini
         raise ValueError(f"mixed_precision must be no, bf16 or fp16, but is {training.mixed_precision!r}.")
     if model.config_file and model.model_name_or_path:
         raise ValueError("Give config_file for a new model or model_name_or_path for one to continue, not both.")
+    of_the_other = {
+        "labels": {"mask_ratio": model.mask_ratio, "masked_loss_only": model.masked_loss_only},
+        "masked": {"targets": data.targets, "pooling": model.pooling, "regression_loss": model.regression_loss},
+    }
+    for name, value in of_the_other[model.objective].items():
+        if value is not None:
+            raise ValueError(f"{name} has no meaning for the objective {model.objective!r}; leave it out.")
     available = sorted(str(tracker) for tracker in get_available_trackers())
     for tracker in output.trackers:
         if tracker not in available and output.trackers != ["none"]:
@@ -200,20 +237,78 @@ def check_arguments(data: DataArguments, model: ModelArguments, training: Traini
 def build_model(arguments: ModelArguments):
     """A new `XRFForMaskedSpectrumModeling`, or the checkpoint to continue from."""
     import torch
-    from transformers import AutoConfig
 
-    from configuration_xrf import XRFMaskedConfig
     from modeling_xrf import XRFForMaskedSpectrumModeling
 
     options = {name: getattr(arguments, name) for name in ("mask_ratio", "masked_loss_only")}
     options = {name: value for name, value in options.items() if value is not None}
     source = arguments.model_name_or_path
     if source is None:
-        fields = XRFMaskedConfig.from_size(arguments.model_size).to_dict()
-        if arguments.config_file is not None:
-            known = {*fields, *XRFMaskedConfig.__dataclass_fields__}
-            fields.update(read_config_file(arguments.config_file, known))
-        return XRFForMaskedSpectrumModeling(XRFMaskedConfig.from_dict({**fields, **options}))
+        return XRFForMaskedSpectrumModeling(new_config(arguments, options))
+    checkpoint_config(source)
+    model, report = XRFForMaskedSpectrumModeling.from_pretrained(
+        source, dtype=torch.float32, output_loading_info=True, **options
+    )
+    if report["missing_keys"]:
+        raise ValueError(f"The checkpoint {source} has no decoder to continue with; give a pretrained one.")
+    return model
+
+
+def build_regression_model(arguments: ModelArguments, target_fields: dict | None):
+    """A new `XRFForRegression`, a new head on the encoder of a checkpoint, or the checkpoint to continue from.
+
+    Args:
+        target_fields: fields of the configuration that describe the targets; `None` keeps the checkpoint's.
+    """
+    import torch
+
+    from modeling_xrf import XRFForRegression
+
+    source = arguments.model_name_or_path
+    if target_fields is None:
+        stale = dict.fromkeys(("interval_coverages", "interval_factors", "familiarity_threshold"))
+        for name in ("pooling", "regression_loss"):
+            given, kept = getattr(arguments, name), getattr(checkpoint_config(source), name)
+            if given not in (None, kept):
+                raise ValueError(f"The checkpoint {source} has {name} {kept!r}, not {given!r}; leave the option out.")
+        return XRFForRegression.from_pretrained(source, dtype=torch.float32, **stale)
+
+    options = {name: getattr(arguments, name) for name in ("pooling", "regression_loss")}
+    options = {"pooling": "mean", "regression_loss": "gaussian"} | {k: v for k, v in options.items() if v is not None}
+    if source is None:
+        return XRFForRegression(new_config(arguments, {**options, **target_fields}))
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # that the head is new is no news
+    try:
+        model, report = XRFForRegression.from_pretrained(
+            source, dtype=torch.float32, output_loading_info=True, **options, **target_fields
+        )
+    finally:
+        logging.set_verbosity(verbosity)
+    missing = sorted(name for name in report["missing_keys"] if name.startswith("xrf."))
+    if missing:
+        raise ValueError(
+            f"The checkpoint {source} lacks the encoder's weights {missing[0]}, ...; give a complete one."
+        )
+    return model
+
+
+def new_config(arguments: ModelArguments, options: dict):
+    """The `XRFMaskedConfig` of a new model; `config_file` goes before `model_size`, and `options` before both."""
+    from configuration_xrf import XRFMaskedConfig
+
+    fields = XRFMaskedConfig.from_size(arguments.model_size).to_dict()
+    if arguments.config_file is not None:
+        known = {*fields, *XRFMaskedConfig.__dataclass_fields__}
+        fields.update(read_config_file(arguments.config_file, known))
+    return XRFMaskedConfig.from_dict({**fields, **options})
+
+
+def checkpoint_config(source: str):
+    """The `XRFMaskedConfig` of a checkpoint of the family."""
+    from transformers import AutoConfig
+
+    from configuration_xrf import XRFMaskedConfig
 
     try:
         config = AutoConfig.from_pretrained(source)
@@ -222,12 +317,7 @@ def build_model(arguments: ModelArguments):
     if not isinstance(config, XRFMaskedConfig):
         kind = "another architecture" if config is None else f"the architecture {config.model_type!r}"
         raise ValueError(f"The checkpoint {source} is of {kind}; give one of the XRF family.")
-    model, report = XRFForMaskedSpectrumModeling.from_pretrained(
-        source, dtype=torch.float32, output_loading_info=True, **options
-    )
-    if report["missing_keys"]:
-        raise ValueError(f"The checkpoint {source} has no decoder to continue with; give a pretrained one.")
-    return model
+    return config
 
 
 def read_config_file(path: str, known: set[str]) -> dict:
@@ -244,19 +334,21 @@ def read_config_file(path: str, known: set[str]) -> dict:
     return fields
 
 
-def build_feature_extractor(data: DataArguments, checkpoint: str | None, config, rows):
+def build_feature_extractor(data: DataArguments, checkpoint: str | None, config, rows, objective: str):
     """The feature extractor of the checkpoint, or one for the options; `channel` statistics come from `rows`."""
     from corpus_xrf import feature_batches, spread
     from feature_extraction_xrf import XRFFeatureExtractor
     from training_xrf import STATISTICS_SPECTRA, channel_statistics
 
-    options = {"scaling": data.scaling, "limit_to_tube_kv": data.limit_to_tube_kv}
-    options = {name: value for name, value in options.items() if value is not None}
+    names = ("scaling", "limit_to_tube_kv", "lowest_energy_kev")
+    options = {name: getattr(data, name) for name in names if getattr(data, name) is not None}
     if checkpoint is not None:
         extractor = XRFFeatureExtractor.from_pretrained(checkpoint)
         if all(getattr(extractor, name) == value for name, value in options.items()):
             return extractor
-        options = {"scaling": extractor.scaling, "limit_to_tube_kv": extractor.limit_to_tube_kv, **options}
+        options = {**{name: getattr(extractor, name) for name in names}, **options}
+    elif objective == "labels":
+        options = {"lowest_energy_kev": LOWEST_ENERGY_KEV, **options}
     if options.get("scaling") == "channel":
         length = config.spectrum_length
         unscaled = {**options, "channel_mean": [0.0] * length, "channel_std": [1.0] * length}
@@ -268,19 +360,57 @@ def build_feature_extractor(data: DataArguments, checkpoint: str | None, config,
     return XRFFeatureExtractor.for_config(config, **options)
 
 
-def open_training_split(data: DataArguments, training: TrainingArguments, recipe):
-    """The spectra to learn from, as recorded: a `datasets.Dataset`, a `datasets.IterableDataset` or a `Mixture`."""
+def open_training_split(data: DataArguments, training: TrainingArguments, recipe, targets=()):
+    """The spectra to learn from, as recorded: a `datasets.Dataset`, a `datasets.IterableDataset` or a `Mixture`, which
+    hands out `targets` as labels."""
     import corpus_xrf
     import streaming_xrf
 
     if recipe is None:
         return corpus_xrf.load_split(data.dataset, data.train_split, data.streaming)
     if data.streaming:
-        return streaming_xrf.recipe_mixture(recipe, data.train_split, training.seed, data.data_root)
+        return streaming_xrf.recipe_mixture(recipe, data.train_split, training.seed, data.data_root, targets)
     return corpus_xrf.load_split(corpus_xrf.recipe_corpus(recipe, data.data_root), data.train_split)
 
 
-def open_validation_split(data: DataArguments, recipe):
+def open_labels(data: DataArguments, training: TrainingArguments, recipe, checkpoint: str | None):
+    """The targets that simulated spectra know and these spectra have.
+
+    Returns:
+        the fields of `XRFMaskedConfig` that describe them, or `None` where a regression checkpoint brings its own, and
+        the names.
+    """
+    import streaming_xrf
+    import training_xrf
+    from dataset_builder.simulation import TARGET_NAMES
+    from dataset_builder.simulation.targets import SAMPLE_TARGETS
+
+    known = SAMPLE_TARGETS if recipe and recipe.augmentation else TARGET_NAMES
+    own = checkpoint_config(checkpoint).target_names if checkpoint else None
+    if own and data.targets not in (None, own):
+        raise ValueError(f"The checkpoint {checkpoint} predicts {', '.join(own)}; leave --targets out to continue.")
+    targets = data.targets or own or list(known)
+    for name in targets:
+        if name not in known:
+            reason = "the augmentation of the recipe changes it" if name in TARGET_NAMES else "simulations know none"
+            raise ValueError(f"The target {name!r} cannot be learnt: {reason}; choose from {', '.join(known)}.")
+    if own:
+        return None, targets
+    rows = open_training_split(data, training, recipe, targets)
+    labels = streaming_xrf.first_labels(rows, targets, training_xrf.LABEL_STATISTICS_SPECTRA)
+    fields = training_xrf.target_fields(labels, targets)
+    found = fields["target_names"]
+    for name in data.targets or ():
+        if name not in found:
+            raise ValueError(f"The target {name!r} has no labels that vary in {data.dataset!r}; leave it out.")
+    if not found:
+        raise ValueError(f"{data.dataset!r} has no labels that vary; the objective labels needs simulated spectra.")
+    if recipe and recipe.is_endless:
+        fields["calibration"] = "standardless"
+    return fields, found
+
+
+def open_validation_split(data: DataArguments, recipe, targets=()):
     """The spectra to measure on, as recorded: a `datasets.Dataset`."""
     import corpus_xrf
     import streaming_xrf
@@ -288,12 +418,13 @@ def open_validation_split(data: DataArguments, recipe):
     if recipe is None:
         return corpus_xrf.load_split(data.dataset, data.validation_split)
     if data.streaming:
-        return streaming_xrf.held_out_rows(recipe, data.validation_split, VALIDATION_SPECTRA, data.data_root)
+        return streaming_xrf.held_out_rows(recipe, data.validation_split, VALIDATION_SPECTRA, data.data_root, targets)
     return corpus_xrf.load_split(corpus_xrf.recipe_corpus(recipe, data.data_root), data.validation_split)
 
 
-def open_batches(accelerator, data: DataArguments, training: TrainingArguments, extractor, rows, augmentation):
-    """The training batches of this process, from the cache of features, or from a stream that extracts them.
+def open_batches(accelerator, data, training: TrainingArguments, extractor, rows, augmentation, targets=()):
+    """The training batches of this process, from the cache of features, or from a stream that extracts them and hands
+    out `targets` as labels.
 
     Returns:
         a function that, given the number of a batch, returns an endless iterator of epochs and batches from there on,
@@ -306,12 +437,12 @@ def open_batches(accelerator, data: DataArguments, training: TrainingArguments, 
     import streaming_xrf
 
     loading = {"num_workers": data.workers, "pin_memory": data.pin_memory and accelerator.device.type == "cuda"}
-    if augmentation or not isinstance(rows, Dataset):
+    if augmentation or targets or not isinstance(rows, Dataset):
         source = rows
         if isinstance(rows, Dataset):
-            source = streaming_xrf.Mixture([streaming_xrf.StoredSpectra(rows, training.seed)])
+            source = streaming_xrf.Mixture([streaming_xrf.StoredSpectra(rows, training.seed, targets)])
         elif not isinstance(rows, streaming_xrf.Mixture):
-            source = streaming_xrf.StreamedRows(rows)
+            source = streaming_xrf.StreamedRows(rows, targets=targets)
         stream = streaming_xrf.SpectrumStream(
             source,
             extractor,
@@ -352,17 +483,19 @@ def render_card(model, extractor, options: dict, recipe, summary: dict) -> str:
     """The model card: what was trained, on what, with which command, what came out, and on what hardware."""
     from huggingface_hub import ModelCard, ModelCardData
 
+    from training_xrf import LABEL_FLOOR
+
     local = recipe is not None or Path(options["dataset"]).is_dir()
     metadata = ModelCardData(
         license="apache-2.0",
         library_name="transformers",
-        pipeline_tag="feature-extraction",
-        tags=["xrf", "x-ray-fluorescence", "geochemistry", "masked-spectrum-modeling"],
+        pipeline_tag=PIPELINE_TAGS[options["objective"]],
+        tags=["xrf", "x-ray-fluorescence", "geochemistry", TAGS[options["objective"]]],
         datasets=None if local else [options["dataset"]],
     )
     card = ModelCard.from_template(
         metadata,
-        template_path=str(CARD_TEMPLATE),
+        template_path=str(CARD_TEMPLATES[options["objective"]]),
         model=model,
         config=model.config,
         extractor=extractor,
@@ -370,6 +503,7 @@ def render_card(model, extractor, options: dict, recipe, summary: dict) -> str:
         dataset_name=recipe.name if recipe else Path(options["dataset"]).name if local else options["dataset"],
         simulated=recipe is not None and recipe.is_endless,
         summary=summary,
+        label_floor=LABEL_FLOOR,
     )
     return str(card)
 
@@ -429,14 +563,23 @@ def main(argv: list[str] | None = None):
         raise ValueError("The length of a stream is not known beforehand; give --max_steps.")
     augmentation = augmentation_from_config(recipe.augmentation) if recipe and recipe.augmentation else None
     set_seed(training.seed)
-    model = build_model(model_arguments)
+    labelled, targets = model_arguments.objective == "labels", ()
+    if labelled:
+        with accelerator.local_main_process_first():
+            fields, targets = open_labels(data, training, recipe, model_arguments.model_name_or_path)
+        model = build_regression_model(model_arguments, fields)
+    else:
+        model = build_model(model_arguments)
     config = model.config
-    if training_xrf.num_visible_patches(config) < 1:
+    if not labelled and training_xrf.num_visible_patches(config) < 1:
         raise ValueError(f"mask_ratio {config.mask_ratio} leaves none of {config.num_patches} patches; lower it.")
     with accelerator.local_main_process_first():
-        train_rows = open_training_split(data, training, recipe)
-    extractor = build_feature_extractor(data, model_arguments.model_name_or_path, config, train_rows)
-    batches_from, batches_per_epoch = open_batches(accelerator, data, training, extractor, train_rows, augmentation)
+        train_rows = open_training_split(data, training, recipe, targets)
+    checkpoint, objective = model_arguments.model_name_or_path, model_arguments.objective
+    extractor = build_feature_extractor(data, checkpoint, config, train_rows, objective)
+    batches_from, batches_per_epoch = open_batches(
+        accelerator, data, training, extractor, train_rows, augmentation, targets
+    )
     total_steps = training.max_steps
     if total_steps is None:
         total_steps = max(1, round(training.epochs * batches_per_epoch / training.gradient_accumulation))
@@ -444,17 +587,22 @@ def main(argv: list[str] | None = None):
     validation = None
     if output.validate_every:
         with accelerator.local_main_process_first():
-            validation_rows = open_validation_split(data, recipe)
-            features = corpus_xrf.cached_features(validation_rows, extractor, data.validation_split)
-        corpus_mean = training_xrf.mean_target(train_rows, extractor, data.train_split, config)
-        validation = training_xrf.Validation(
-            accelerator, extractor, validation_rows, features, corpus_mean, training.batch_size, training.seed
-        )
+            validation_rows = open_validation_split(data, recipe, targets)
+            features = corpus_xrf.cached_features(validation_rows, extractor, data.validation_split, targets)
+        of_split = (features, data.validation_split)
+        if labelled:
+            validation = training_xrf.LabelValidation(accelerator, *of_split, training.batch_size)
+        else:
+            corpus_mean = training_xrf.mean_target(train_rows, extractor, data.train_split, config)
+            validation = training_xrf.Validation(
+                accelerator, extractor, validation_rows, *of_split, corpus_mean, training.batch_size, training.seed
+            )
 
     # Prepare.
     fixed = {name: options[name] for name in FIXED_ON_RESUME} | {"processes": accelerator.num_processes}
     fixed["recipe"] = recipe and hashlib.sha256(repr(recipe.to_dict()).encode()).hexdigest()[:16]
-    fixed["workers"] = data.workers if data.streaming or augmentation else None  # each reads its own share
+    streamed = data.streaming or augmentation or labelled
+    fixed["workers"] = data.workers if streamed else None  # each reads its own share
     progress = {"step": 0, "interval_loss": 0.0, "interval_steps": 0}
     found = training_xrf.checkpoints(folder / "checkpoints") if output.resume else []
     if found:
@@ -464,7 +612,7 @@ def main(argv: list[str] | None = None):
         claim_run_folder(folder, "run_msm.py", options, resume=output.resume)
     accelerator.wait_for_everyone()
     if model_arguments.compile:
-        model.compile(dynamic=False)
+        model.compile(dynamic=None if labelled else False)  # batches with labels differ in their number of patches
     optimizer = torch.optim.AdamW(
         training_xrf.parameter_groups(model, training.weight_decay),
         lr=training.learning_rate,
@@ -485,6 +633,10 @@ def main(argv: list[str] | None = None):
         warmup_steps = round(training.warmup_ratio * total_steps)
     precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
     peak_flops = training_xrf.matrix_peak(accelerator.device, precision)
+    if labelled:
+        loss_of = partial(training_xrf.label_loss, config=config)
+    else:
+        loss_of = partial(training_xrf.masked_loss, seed=training.seed)
     accelerator.print(
         f"{bare_model.num_parameters():,} parameters, {total_steps} steps of {global_batch_size} spectra from step "
         f"{first_step}, {accelerator.num_processes} process(es) on {accelerator.device.type}; 100 % of peak is "
@@ -501,7 +653,7 @@ def main(argv: list[str] | None = None):
     model.train()
     interval_loss = torch.tensor(progress["interval_loss"], device=accelerator.device)  # summed since the last line
     interval_steps = progress["interval_steps"]
-    timed_steps = 0
+    timed_steps, timed_flops = 0, 0  # the latter of one spectrum of every batch
     interval_start = time.perf_counter()
     for step in range(first_step + 1, total_steps + 1):
         learning_rate = training_xrf.learning_rate_at(
@@ -517,15 +669,18 @@ def main(argv: list[str] | None = None):
             group["lr"] = learning_rate
         for _ in range(training.gradient_accumulation):
             epoch, batch = next(batches)
-            noise = training_xrf.mask_noise(batch["sample_id"], config.num_patches, training.seed, epoch)
             with accelerator.accumulate(model):
-                loss = model(batch["input_values"], attention_mask=batch["attention_mask"], noise=noise).loss
+                loss = loss_of(model, batch, epoch)
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
                     gradient_norm = accelerator.clip_grad_norm_(model.parameters(), training.gradient_clip or math.inf)
                 optimizer.step()
                 optimizer.zero_grad()
             interval_loss += loss.detach() / training.gradient_accumulation
+            if labelled:
+                timed_flops += training_xrf.regression_flops(config, batch["patch_ids"].shape[1])
+            else:
+                timed_flops += training_xrf.training_flops(config)
         interval_steps += 1
         timed_steps += 1
         bar.update()
@@ -539,7 +694,8 @@ def main(argv: list[str] | None = None):
                     f"The loss is {mean_loss} at step {step}; use a learning_rate below {training.learning_rate:g}."
                 )
             spectra_per_s = global_batch_size / seconds
-            peak_per_s = peak_flops * accelerator.num_processes / training_xrf.training_flops(config)  # spectra
+            flops = timed_flops / (timed_steps * training.gradient_accumulation)  # of one spectrum
+            peak_per_s = peak_flops * accelerator.num_processes / flops  # spectra
             record = {
                 "step": step,
                 "epoch": epoch,
@@ -559,7 +715,7 @@ def main(argv: list[str] | None = None):
                 )
             else:
                 report(training_xrf.log_line(record, total_steps, seconds * (total_steps - step)))
-            interval_loss, interval_steps, timed_steps = torch.zeros_like(interval_loss), 0, 0
+            interval_loss, interval_steps, timed_steps, timed_flops = torch.zeros_like(interval_loss), 0, 0, 0
             interval_start = time.perf_counter()
 
         pause_start = time.perf_counter()
@@ -567,12 +723,10 @@ def main(argv: list[str] | None = None):
             measured = validation.measure(bare_model)
             if accelerator.is_main_process:
                 history.add({"step": step, **measured})
-                validation.draw(bare_model, str(folder / "figures" / "validation.png"))
-            accelerator.log(measured, step=step)
-            report(
-                f"step {step}: masked patches of {data.validation_split!r}: error {measured['validation_loss']:.5f}, "
-                f"R2 {measured['validation_r2']:.4f} against the corpus mean"
-            )
+                if not labelled:
+                    validation.draw(bare_model, str(folder / "figures" / "validation.png"))
+            accelerator.log({name: value for name, value in measured.items() if isinstance(value, float)}, step=step)
+            report(f"step {step}: {validation.line(measured)}")
         if step % output.checkpoint_every == 0 or last:
             progress = {
                 "step": step,
