@@ -1148,13 +1148,19 @@ def test_training_learns_a_target_in_its_unit():
 
 
 @pytest.fixture(scope="module")
-def repositories(models, tmp_path_factory):
+def adapted_regressor():
+    return build(XRFForRegression, **ADAPTED)
+
+
+@pytest.fixture(scope="module")
+def repositories(masked_model, adapted_regressor, tmp_path_factory):
     """One folder a model class, saved as a user would."""
     folders = {}
-    for model_class in (XRFForMaskedSpectrumModeling, XRFForRegression):
-        folders[model_class] = tmp_path_factory.mktemp(model_class.__name__)
-        models[model_class].save_pretrained(folders[model_class])
-        XRFFeatureExtractor.for_config(models[model_class].config, scaling="log").save_pretrained(folders[model_class])
+    for model in (masked_model, adapted_regressor):
+        folder = tmp_path_factory.mktemp(type(model).__name__)
+        model.save_pretrained(folder)
+        XRFFeatureExtractor.for_config(model.config, scaling="log").save_pretrained(folder)
+        folders[type(model)] = folder
     return folders
 
 
@@ -1201,6 +1207,9 @@ models = {
     "masked": AutoModelForPreTraining.from_pretrained(masked, trust_remote_code=True),
     "regression": AutoModelForSequenceClassification.from_pretrained(regression, trust_remote_code=True),
 }
+new = AutoModelForSequenceClassification.from_pretrained(
+    masked, trust_remote_code=True, target_names=["Fe"], spectrum_skip=True, familiarity_threshold=1
+)
 extractors = [
     load.from_pretrained(regression, trust_remote_code=True) for load in (AutoFeatureExtractor, AutoProcessor)
 ]
@@ -1211,7 +1220,8 @@ with torch.no_grad():
             "modules": [type(each).__module__ for each in (config, *models.values(), *extractors)],
             "encoder": models["encoder"](values).last_hidden_state,
             "masked": models["masked"](values, noise=inputs["noise"]).reconstruction,
-            "regression": models["regression"](values).predictions,
+            "regression": dict(models["regression"](values)),
+            "new": {name: tensor for name, tensor in new.state_dict().items() if not name.startswith("xrf.")},
             "features": [
                 each(inputs["counts"].numpy(), gain_kev=0.02, offset_kev=0.0, return_tensors="pt")["input_values"]
                 for each in extractors
@@ -1223,7 +1233,7 @@ with torch.no_grad():
 
 
 def test_repository_works_where_the_package_is_not_installed(
-    repositories, masked_model, regressor, values, noise, hub_environment, tmp_path
+    repositories, masked_model, adapted_regressor, values, noise, hub_environment, tmp_path
 ):
     counts = torch.arange(SPECTRUM_LENGTH, dtype=torch.float64)
     torch.save({"input_values": values, "noise": noise, "counts": counts}, tmp_path / "inputs.pt")
@@ -1241,8 +1251,11 @@ def test_repository_works_where_the_package_is_not_installed(
     with torch.no_grad():
         torch.testing.assert_close(outputs["encoder"], masked_model.xrf(values).last_hidden_state)
         torch.testing.assert_close(outputs["masked"], masked_model(values, noise=noise).reconstruction)
-        torch.testing.assert_close(outputs["regression"], regressor(values).predictions)
-    expected = XRFFeatureExtractor.for_config(regressor.config, scaling="log")(
+        assert_same_outputs(outputs["regression"], adapted_regressor(values), rtol=1e-5, atol=1e-5)
+    assert outputs["new"]["head.weight"].std() > 0.05 and (outputs["new"]["spectrum_head.weight"] == 0).all()
+    assert (outputs["new"]["familiarity.center"] == 0).all()
+    assert torch.equal(outputs["new"]["familiarity.whitening"], torch.eye(32))
+    expected = XRFFeatureExtractor.for_config(adapted_regressor.config, scaling="log")(
         counts.numpy(), gain_kev=0.02, offset_kev=0.0, return_tensors="pt"
     )["input_values"]
     for features in outputs["features"]:
