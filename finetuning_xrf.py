@@ -1,4 +1,4 @@
-"""Adapting a pretrained encoder to laboratory labels: labelled spectra in memory, the three methods, what came out.
+"""Adapting a pretrained encoder to laboratory labels: labelled spectra in memory, ways to adapt, what came out.
 
 N = spectra, L = channels of the model's grid, P = patches, D = hidden size, T = targets. A missing laboratory value is
 NaN everywhere.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +20,9 @@ from transformers import AutoConfig, TrainerCallback
 from configuration_xrf import XRFMaskedConfig
 from corpus_xrf import extract_features
 from dataset_builder.features import FIXED_COLUMNS
+from dataset_builder.spectrum import Spectrum
 from dataset_builder.splits import split_by_group
-from evaluation_xrf import METRIC_NAMES, regression_metric
+from evaluation_xrf import METRIC_NAMES, interval_metrics, regression_metric
 from feature_extraction_xrf import XRFFeatureExtractor
 from modeling_xrf import XRFForRegression, XRFModel
 
@@ -34,6 +35,8 @@ PROBE_PENALTIES = np.logspace(-8, 2, 41)
 # the head lives off the others, so steeply that the first steps of training, or bfloat16, throw it far off.
 START_PENALTY = 1e-3
 ROWS_AT_ONCE = 1024  # spectra rebinned together, so that memory stays small
+ROWS_IN_A_BATCH = 256  # spectra that go through a model together
+NORMAL_HALF_WIDTHS = {0.8: 1.2816, 0.9: 1.6449}  # coverage of an interval: its half width in standard deviations
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,27 @@ def read_spectra(
         labels=torch.from_numpy(labels[picked].astype(np.float32)),
         counts=np.concatenate(counts),
         groups=None if groups is None else groups[picked],
+    )
+
+
+def labelled_spectra(
+    spectra: Sequence[Spectrum], labels: np.ndarray, groups: np.ndarray | None, feature_extractor: XRFFeatureExtractor
+) -> LabelledSpectra:
+    """`Spectrum` objects with labels `(N, T)` and groups `(N,)`, rebinned and scaled as the model wants them.
+
+    Raises:
+        ValueError: a spectrum that the feature extractor refuses.
+    """
+    spectra = list(spectra)
+    features = feature_extractor(spectra)
+    calibration = ([getattr(spectrum, name) for spectrum in spectra] for name in ("gain_kev", "offset_kev"))
+    counts, _ = feature_extractor.rebin([spectrum.counts for spectrum in spectra], *calibration)
+    return LabelledSpectra(
+        input_values=torch.from_numpy(features["input_values"]),
+        attention_mask=torch.from_numpy(features["attention_mask"]).long(),
+        labels=torch.from_numpy(np.asarray(labels, dtype=np.float32)),
+        counts=counts.astype(np.float32),
+        groups=groups,
     )
 
 
@@ -398,6 +422,21 @@ def write_probe(model: XRFForRegression, probe: RidgeProbe) -> None:
     model.head.bias.copy_(torch.from_numpy(bias))
 
 
+def adapt(
+    base: XRFModel, spectra: LabelledSpectra, target_names: Sequence[str], target_units: Sequence[str], seed: int = 0
+) -> XRFForRegression:
+    """A new model that predicts the targets with a standard deviation: a ridge regression on the frozen embedding.
+
+    Args:
+        base (`XRFModel`): pretrained encoder, which is not changed.
+        seed (`int`): not needed; the solution is in closed form.
+    """
+    model = regression_model(base, target_names, target_units, spectra.labels, "mean", "gaussian")
+    model = model.to(next(base.parameters()).device)
+    write_probe(model, fit_probe(embed(model, spectra, ROWS_IN_A_BATCH), spectra.labels, spectra.groups))
+    return model
+
+
 # --- what a model says ---
 
 
@@ -413,6 +452,99 @@ def predict(model: torch.nn.Module, spectra: LabelledSpectra, batch_size: int):
     if outputs[0].standard_deviation is None:
         return predictions, None
     return predictions, np.concatenate([output.standard_deviation.double().cpu() for output in outputs])
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a model says of N spectra.
+
+    Args:
+        values (`np.ndarray` of shape `(N, T)`): in the targets' units.
+        intervals (`dict[float, tuple]`): coverage -> (lower, upper), each `(N, T)`; empty without any.
+        unfamiliar (`np.ndarray` of bool, shape `(N,)`, *optional*): which spectra are unlike those it was adapted to;
+            `None` where the model does not tell.
+    """
+
+    values: np.ndarray
+    intervals: dict[float, tuple[np.ndarray, np.ndarray]]
+    unfamiliar: np.ndarray | None = None
+
+
+def answers(model: torch.nn.Module, spectra: LabelledSpectra, batch_size: int = ROWS_IN_A_BATCH) -> Answers:
+    """Predictions with the model's calibrated intervals, or else those of its Gaussian head."""
+    outputs, config = list(_outputs(model, spectra, batch_size)), model.config
+
+    def joined(name):
+        if getattr(outputs[0], name) is None:
+            return None
+        return np.concatenate([getattr(output, name).double().cpu() for output in outputs])
+
+    values, sd, lower, upper, distance = map(
+        joined, ("predictions", "standard_deviation", "lower", "upper", "distance")
+    )
+    intervals = {}
+    if lower is not None:
+        for place, coverage in enumerate(config.interval_coverages):
+            intervals[coverage] = lower[..., place], upper[..., place]
+    elif sd is not None:
+        for coverage, width in NORMAL_HALF_WIDTHS.items():
+            intervals[coverage] = clamp(values - width * sd, config), clamp(values + width * sd, config)
+    return Answers(values, intervals, None if distance is None else distance > config.familiarity_threshold)
+
+
+class LnWherePositive:
+    """A calibration of each target by itself, of its logarithm where all its labels to learn from are positive.
+
+    Args:
+        make: function of the names of the targets and of whether to fit their logarithms, which returns a method.
+        target_names (`Sequence[str]`): the names of the T targets.
+    """
+
+    least_labels = MIN_LABELS
+
+    def __init__(self, make: Callable, target_names: Sequence[str]):
+        self.make, self.target_names = make, target_names
+
+    def fit(self, spectra, targets, groups=None) -> LnWherePositive:
+        """Fits to spectra, targets `(N, T)` and groups `(N,)`."""
+        self.parts_ = []
+        for name, column in zip(self.target_names, np.asarray(targets).T):
+            positive = bool((column[~np.isnan(column)] > 0).all())
+            self.parts_.append(self.make([name], positive).fit(spectra, column[:, None], groups))
+        return self
+
+    def predict(self, spectra) -> np.ndarray:
+        """Predicts `(N, T)` values."""
+        return np.concatenate([part.predict(spectra) for part in self.parts_], axis=1)
+
+
+class AdaptedModel:
+    """A way of adapting a pretrained encoder as a method of `protocols_xrf`, which fits it anew to every split.
+
+    Args:
+        adapt_to: function of [`LabelledSpectra`] that returns a new regression model.
+        feature_extractor: of the pretrained encoder.
+    """
+
+    least_labels = MIN_LABELS
+
+    def __init__(self, adapt_to: Callable[[LabelledSpectra], torch.nn.Module], feature_extractor: XRFFeatureExtractor):
+        self.adapt_to, self.feature_extractor = adapt_to, feature_extractor
+
+    def fit(self, spectra: Sequence[Spectrum], targets, groups=None) -> AdaptedModel:
+        """Fits to spectra, targets `(N, T)` and groups `(N,)`."""
+        self.model_ = self.adapt_to(labelled_spectra(spectra, targets, groups, self.feature_extractor))
+        return self
+
+    def answers(self, spectra: Sequence[Spectrum]) -> Answers:
+        """All that the fitted model says."""
+        no_labels = np.full((len(spectra), len(self.model_.config.target_names)), np.nan)
+        return answers(self.model_, labelled_spectra(spectra, no_labels, None, self.feature_extractor))
+
+    def predict(self, spectra: Sequence[Spectrum]):
+        """Predicts `(N, T)` values and `{coverage: (lower, upper)}`, each `(N, T)`."""
+        said = self.answers(spectra)
+        return said.values, said.intervals
 
 
 @torch.no_grad()
@@ -434,18 +566,23 @@ def clamp(predictions: np.ndarray, config: XRFMaskedConfig) -> np.ndarray:
     return np.clip(predictions, lower, upper)
 
 
-def result_rows(metric, split: str, method: str, predictions, references, config: XRFMaskedConfig) -> list[dict]:
+def result_rows(
+    metric, split: str, method: str, predictions, references, config: XRFMaskedConfig, intervals: dict | None = None
+) -> list[dict]:
     """What the metric says of one method's predictions on one split: a row per target.
 
     Args:
         metric (`evaluate.Metric`): as `evaluation_xrf.regression_metric` makes it for the targets of `config`.
         predictions, references (`np.ndarray` of shape `(N, T)`): in each target's unit.
+        config: has `target_names` and `target_units`.
+        intervals (`dict[float, tuple]`, *optional*): coverage -> (lower, upper), each `(N, T)`.
 
     Returns:
-        list of `{"split", "method", "target", "unit"}` and the metrics; `None` for what cannot be known.
+        list of `{"split", "method", "target", "unit"}` and the metrics, with intervals of 90 % also `coverage_90` and
+        `width_90`, and so on; `None` for what cannot be known.
     """
     values = metric.compute(predictions=predictions, references=references)
-    return [
+    rows = [
         {
             "split": split,
             "method": method,
@@ -455,6 +592,12 @@ def result_rows(metric, split: str, method: str, predictions, references, config
         }
         for target, unit in zip(config.target_names, config.target_units)
     ]
+    for column, row in enumerate(rows):
+        for coverage, (lower, upper) in (intervals or {}).items():
+            honesty = interval_metrics(lower[:, column], upper[:, column], references[:, column], coverage)
+            for name in ("coverage", "width"):
+                row[f"{name}_{round(100 * coverage)}"] = _finite(honesty[name])
+    return rows
 
 
 def _finite(value: float):
@@ -463,8 +606,9 @@ def _finite(value: float):
 
 def markdown_table(rows: Sequence[dict]) -> str:
     """Rows of [`result_rows`] as a Markdown table."""
+    has_intervals = any("coverage_90" in row for row in rows)
     table = [
-        ["target", "split", "method", "n", "R2", "RMSE", "MAE", "bias", "RPD", "RPIQ"],
+        ["target", "split", "method", "n", "R2", "RMSE", "MAE", "bias", "RPD", "RPIQ", *["in 90 %"] * has_intervals],
         *(
             [
                 f"{row['target']} ({row['unit']})" if row["unit"] else row["target"],
@@ -472,6 +616,7 @@ def markdown_table(rows: Sequence[dict]) -> str:
                 row["method"],
                 str(row["n"]),
                 *(_number(row[name]) for name in ("r2", "rmse", "mae", "bias", "rpd", "rpiq")),
+                *[_number(row.get("coverage_90"))] * has_intervals,
             ]
             for row in sorted(rows, key=lambda row: row["target"])
         ),

@@ -39,6 +39,7 @@ DEPTH_TOLERANCE_MM = 1.0  # between the depth of a sample and that of its spectr
 LEAST_FEATURES = 3  # numeric columns that are taken for inputs unasked
 SMALL_TABLE = 60  # rows; below it, each is left out in turn
 MOST_FOLDS = 10
+FAR_OFF = 2.5  # times the RMSE
 NUM_BLOCKS = 5  # of depths, where there is one core
 VALIDATIONS = ("auto", "leave_group_out", "depth_blocks", "leave_one_out", "k_fold")
 
@@ -73,6 +74,11 @@ class LaboratoryTable:
     feature_names: list[str] | None = None
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def target_names(self) -> list[str]:
+        """The names of the T targets."""
+        return list(self.data.target_names)
 
     @property
     def labelled(self) -> np.ndarray:
@@ -583,11 +589,11 @@ def _likely_groups(samples) -> list[str]:
     try:
         stems = [formation(sample) for sample in samples]
     except ValueError:
-        stems = [re.sub(r"[-_ ]?\w*$", "", sample) for sample in samples]
+        stems = [match[0] if (match := re.match(r"[^\W\d]+[-_ ]?\d+", sample)) else "" for sample in samples]
     shared = [stem for stem, number in Counter(stems).items() if stem and stem != "row" and number > 1]
     if not shared:
         return []
-    return [f"Sample names suggest groups: {_some(shared)}."]
+    return [f"The samples' names look as if some belonged together ({_some(shared)})."]
 
 
 def depth_blocks(depths_mm, cores=None, num_blocks: int = NUM_BLOCKS) -> list[Split]:
@@ -670,3 +676,90 @@ def _near_copies(table, splits) -> list[tuple[int, int]]:
         tuple(sorted((int(rows[left]), int(rows[right])))) for left, right, _ in near_copies(coarse, noise, sides)
     }
     return sorted(pairs)
+
+
+# --- in words ---
+
+
+def describe(table: LaboratoryTable) -> list[tuple[str, str]]:
+    """Facts of the data for people: name and value."""
+    data, rows = table.data, table.labelled
+    spectra = data.spectra
+    facts = [("table", " ".join(table.notes))]
+    for column, (name, unit) in enumerate(zip(data.target_names, table.target_units)):
+        values = data.targets[~np.isnan(data.targets[:, column]), column]
+        text = f"{len(values)} values, {values.min():.4g} to {values.max():.4g}, median {np.median(values):.4g}"
+        facts.append((name, f"{text} {unit}".strip()))
+    if len(spectra) > len(rows):
+        facts.append(("without a value", f"{len(spectra) - len(rows)}, predicted by the final model"))
+    if data.groups is not None:
+        groups = np.unique(data.groups[rows])
+        if len(groups) < len(rows):
+            facts.append((f"{table.group_kind}s", f"{len(groups)}: {_some(groups, 8)}"))
+    depths_mm = table.depths_mm[~np.isnan(table.depths_mm)]
+    if len(depths_mm):
+        facts.append(("depths", f"{depths_mm.min():g} to {depths_mm.max():g} mm"))
+    if table.feature_names is not None:
+        return facts
+    grids = Counter(
+        f"{s.counts.size} channels of {1000 * s.gain_kev:.4g} eV from {s.offset_kev:.3g} keV"
+        for s in spectra
+        if s.gain_kev is not None and s.offset_kev is not None
+    )
+    settings = Counter(
+        ", ".join(
+            part
+            for part in (s.instrument, s.anode and f"{s.anode} tube", s.tube_kv and f"{s.tube_kv:g} kV", s.filter)
+            if part
+        )
+        for s in spectra
+    )
+    counts = np.array([s.total_counts for s in spectra])
+    facts.append(("energy grid", _counted(grids)))
+    if set(settings) != {""}:
+        facts.append(("instrument", _counted(settings)))
+    facts.append(
+        ("counts in a spectrum", f"{counts.min():,.0f} to {counts.max():,.0f}, median {np.median(counts):,.0f}")
+    )
+    return facts
+
+
+def _counted(found: Counter) -> str:
+    """The commonest of several descriptions, with their numbers where they differ."""
+    if len(found) == 1:
+        return next(iter(found))
+    shown = [f"{text or 'not stated'} ({number})" for text, number in found.most_common(3)]
+    return "; ".join(shown) + (f"; {len(found) - 3} more" if len(found) > 3 else "")
+
+
+def doubtful_predictions(table: LaboratoryTable, values, unfamiliar, tested, learnt, column: int) -> list[str]:
+    """Sentences on the predictions of one target to be careful with: far off the laboratory value, outside the range
+    of the labels, or of spectra unlike those that were learnt from.
+
+    Args:
+        values (`np.ndarray` of shape `(N, T)`): predictions.
+        unfamiliar (`np.ndarray` of bool, shape `(N,)`, *optional*): what the model says of the spectra.
+        tested, learnt (`np.ndarray`): rows that were predicted out of group, and rows of the final model's labels.
+    """
+    labels, predicted, samples = table.data.targets[:, column], values[:, column], table.data.samples
+    unit, sentences = table.target_units[column], []
+    errors = np.abs(predicted - labels)[tested]
+    far = tested[np.nan_to_num(errors) > FAR_OFF * np.sqrt(np.nanmean(errors**2))]
+    if len(far):
+        far = far[np.argsort(-np.abs(predicted - labels)[far])]
+        shown = [f"{samples[row]} (laboratory {labels[row]:.3g}, predicted {predicted[row]:.3g})" for row in far]
+        sentences.append(f"Far off, worth a look at the sample and its label: {_some(shown, 3)}.")
+    lowest, highest = np.nanmin(labels[learnt]), np.nanmax(labels[learnt])
+    outside = np.flatnonzero((predicted < lowest) | (predicted > highest))
+    if len(outside):
+        sentences.append(
+            f"{len(outside)} of {len(predicted)} predictions lie outside the labels' range, {lowest:.3g} to "
+            f"{highest:.3g}{f' {unit}' if unit else ''}, where nothing was learnt: {_some(samples[outside], 3)}."
+        )
+    if unfamiliar is not None and unfamiliar.any():
+        rows = np.flatnonzero(unfamiliar)
+        sentences.append(
+            f"{len(rows)} of {len(unfamiliar)} spectra are unlike those with a label ({_some(samples[rows], 3)}); "
+            "measure some of them in the laboratory."
+        )
+    return sentences

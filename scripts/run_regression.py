@@ -1,6 +1,17 @@
-"""Adapt a pretrained XRF model to laboratory labels, and measure the result beside two baselines.
+"""Adapt a pretrained XRF model to laboratory labels, and measure the result beside other methods.
 
-LoRA with 100 labels, the usual case:
+A table of your own: spectra in its columns, or samples whose instrument files lie in the same folder (or elsewhere):
+
+    python scripts/run_regression.py data.csv --target CaCO3
+    python scripts/run_regression.py samples.csv --target CaCO3 TOC --spectra scans/ --output_dir runs/carbon
+
+Every number is of samples (whole cores, where they are named) that took no part in fitting. The folder of the run gets
+`report.html`, a page for people, `predictions.csv` with every spectrum of the table and the folder, and `model/`.
+A table of numbers without an energy axis, such as reflectances, works too (without a pretrained model):
+
+    python scripts/run_regression.py reflectance.csv --target TiO2 --features 414nm 749nm 901nm
+
+A corpus with its own splits, LoRA with 100 labels:
 
     python scripts/run_regression.py --model_name_or_path runs/pretraining/model --dataset corpora/simulated \
         --targets CaCO3 --num_labels 100 --method lora --output_dir runs/caco3
@@ -19,29 +30,43 @@ The base is never changed. `output_dir` gets `model/` (an adapter or a whole rep
 `results.md`, a parity plot per target, the training curve, and TensorBoard logs. A GPU is used where there is one.
 """
 
+import itertools
 import os
 import re
+import shlex
 import shutil
+import sys
+import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from huggingface_hub.utils import validate_repo_id
-from transformers import HfArgumentParser
+from transformers.hf_argparser import HfArg, HfArgumentParser
 
 from command_line_xrf import run
 
 if TYPE_CHECKING:
     from finetuning_xrf import LabelledSpectra
+    from laboratory_xrf import LaboratoryTable
 
-CARD_TEMPLATE = Path(__file__).resolve().parents[1] / "model_cards" / "finetuned.md"
+ROOT = Path(__file__).resolve().parents[1]
+DEFAULT_MODEL = ROOT / "model_cards" / "xrf-tiny"
+CARD_TEMPLATE = ROOT / "model_cards" / "finetuned.md"
+TABLE_SUFFIXES = (".csv", ".tsv", ".txt", ".parquet", ".xlsx", ".xls", ".ods")
 DEFAULT_LEARNING_RATES = {"full": 1e-4, "lora": 1e-3}
 EVALUATION_BATCH_SIZE = 256
 
 
 @dataclass
 class ModelArguments:
-    model_name_or_path: str = field(metadata={"help": "pretrained repository: a folder or a Hub id"})
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "pretrained repository, a folder or a Hub id; by default the one that comes with the source"
+        },
+    )
     model_revision: str | None = field(default=None, metadata={"help": "branch, tag or commit of a Hub id"})
     base_model_id: str | None = field(
         default=None, metadata={"help": "Hub id under which a local base is or will be found; adapters name it"}
@@ -56,10 +81,16 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    dataset: str = field(metadata={"help": "corpus: a folder of Parquet files or a Hub id"})
-    targets: list[str] = field(metadata={"help": "columns with laboratory values to learn"})
+    targets: list[str] = HfArg(aliases=["--target"], help="columns with laboratory values to learn")
+    dataset: str | None = field(
+        default=None,
+        metadata={
+            "help": "a table of your own (.csv, .parquet), or a corpus: a folder of Parquet files or a Hub id; the "
+            "first argument needs no name"
+        },
+    )
     target_units: list[str] | None = field(
-        default=None, metadata={"help": "unit of each target; by default what the corpus says"}
+        default=None, metadata={"help": "unit of each target; by default what the table or corpus says"}
     )
     train_split: str = field(default="train", metadata={"help": "split that labels are drawn from"})
     validation_split: str | None = field(
@@ -80,10 +111,41 @@ class DataArguments:
 
 
 @dataclass
+class TableArguments:
+    spectra: str | None = field(
+        default=None, metadata={"help": "table: folder of the instrument files; by default that of the table"}
+    )
+    features: list[str] | None = field(
+        default=None, metadata={"help": "table: numeric columns that are the inputs, in the place of spectra"}
+    )
+    group_column: str | None = field(
+        default=None, metadata={"help": "table: column that names what belongs together; by default core, or sample"}
+    )
+    validation: Literal["auto", "leave_group_out", "depth_blocks", "leave_one_out", "k_fold"] = field(
+        default="auto",
+        metadata={
+            "help": "table: what is predicted from the rest; by default its own test split, whole groups, blocks of "
+            "depth of the only core, or single rows"
+        },
+    )
+    column_mapping: str | None = field(
+        default=None, metadata={"help": "table: JSON file that says which column of a wide table is what"}
+    )
+    gain_kev: float | None = field(
+        default=None, metadata={"help": "table: energy per channel in keV, of spectra that do not bring their own"}
+    )
+    offset_kev: float | None = field(default=None, metadata={"help": "table: energy of channel 0 in keV, likewise"})
+    tube_kv: float | None = field(default=None, metadata={"help": "table: tube voltage in kV, likewise"})
+
+
+@dataclass
 class MethodArguments:
-    method: Literal["lora", "full", "probe"] = field(
-        default="lora",
-        metadata={"help": "low-rank updates, all weights, or a ridge regression on the frozen embedding"},
+    method: Literal["auto", "lora", "full", "probe"] = field(
+        default="auto",
+        metadata={
+            "help": "made for few labels and chosen by them, low-rank updates, all weights, or a ridge regression on "
+            "the frozen embedding"
+        },
     )
     lora_rank: int = field(default=8, metadata={"help": "lora: rank of the updates"})
     lora_alpha: float = field(default=16, metadata={"help": "lora: the updates are scaled by alpha / rank"})
@@ -112,7 +174,9 @@ class MethodArguments:
 
 @dataclass
 class OutputArguments:
-    output_dir: str = field(metadata={"help": "new or empty folder"})
+    output_dir: str | None = field(
+        default=None, metadata={"help": "new or empty folder; by default runs/ with the names of table and targets"}
+    )
     trackers: Literal["tensorboard", "none"] = field(default="tensorboard", metadata={"help": "where curves go"})
     logging_dir: str | None = field(default=None, metadata={"help": "of TensorBoard; by default output_dir/logs"})
     license: str = field(default="apache-2.0", metadata={"help": "licence of the result, a Hub identifier"})
@@ -123,6 +187,8 @@ class OutputArguments:
 
 def check_arguments(model: ModelArguments, data: DataArguments, training: MethodArguments, output: OutputArguments):
     """Raise `ValueError` for options that are out of range or do not fit together, before anything is loaded."""
+    if data.dataset is None:
+        raise ValueError("Name a table, a corpus folder or a Hub id first, such as data.csv --target CaCO3.")
     for name in ("lora_rank", "batch_size"):
         if getattr(training, name) < 1:
             raise ValueError(f"{name} must be at least 1, but is {getattr(training, name)}.")
@@ -150,7 +216,7 @@ def check_arguments(model: ModelArguments, data: DataArguments, training: Method
         raise ValueError("push_to_hub needs --hub_model_id org/name.")
     if output.push_to_hub:
         validate_repo_id(output.hub_model_id)
-    local = Path(model.model_name_or_path).is_dir() and model.base_model_id is None
+    local = Path(model.model_name_or_path or DEFAULT_MODEL).is_dir() and model.base_model_id is None
     if output.push_to_hub and training.method == "lora" and local:
         raise ValueError(
             f"An adapter on the local folder {model.model_name_or_path} cannot be loaded by others; push that base "
@@ -218,12 +284,16 @@ def load_spectra(data: DataArguments, early_stopping: bool, feature_extractor) -
     return Spectra(drawn, fitted, stopping, measured), units
 
 
-def start_model(encoder, spectra: Spectra, units: list[str], model: ModelArguments, targets, training):
-    """A new model around the pretrained encoder, whose head is a ridge regression on the embeddings of the labelled
-    spectra: the result of the method `probe`, and where the others start (Kumar et al. 2022, arXiv 2202.10054)."""
+def start_model(encoder, spectra: Spectra, units: list[str], model: ModelArguments, targets, training, seed: int = 0):
+    """A new model around the pretrained encoder: the result of the methods `auto` and `probe`, and where the others
+    start, a head that is a ridge regression on the embeddings of the labelled spectra (Kumar et al. 2022, arXiv
+    2202.10054)."""
     import torch
 
     import finetuning_xrf
+
+    if training.method == "auto":
+        return finetuning_xrf.adapt(encoder, spectra.fitted, targets, units, seed)
 
     adapted = finetuning_xrf.regression_model(
         encoder, targets, units, spectra.fitted.labels, model.pooling, model.regression_loss
@@ -357,41 +427,24 @@ def measure(model, method: str, baselines: dict, spectra: Spectra, folder: Path)
     return rows, figures
 
 
-def main(argv: list[str] | None = None):
-    parser = HfArgumentParser(
-        (ModelArguments, DataArguments, MethodArguments, OutputArguments), description=__doc__.splitlines()[0]
-    )
-    model_arguments, data, training, output = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
-    check_arguments(model_arguments, data, training, output)
-    if training.learning_rate is None:
-        training.learning_rate = DEFAULT_LEARNING_RATES.get(training.method)
-
-    from transformers import set_seed
-
+def run_on_corpus(model_arguments, data, training, output, encoder, feature_extractor) -> None:
+    """Adapt the encoder to a corpus and measure it on the corpus' own splits."""
     from evaluation_xrf import MeanBaseline, RidgeBaseline
-    from feature_extraction_xrf import XRFFeatureExtractor
     from figures_xrf import plot_training_curves
-    from files_xrf import claim_run_folder, write_json, write_text
-    from finetuning_xrf import load_encoder, markdown_table, render_card, shared_groups
-    from hub_xrf import push_repository, save_adapter_repository, save_repository
+    from files_xrf import write_json, write_text
+    from finetuning_xrf import markdown_table, shared_groups
     from training_xrf import provenance
 
-    base, revision = model_arguments.model_name_or_path, model_arguments.model_revision
-    encoder = load_encoder(base, revision)
-    feature_extractor = XRFFeatureExtractor.from_pretrained(base, revision=revision)
-    early_stopping = training.method != "probe" and training.patience > 0
+    early_stopping = trains(training) and training.patience > 0
     spectra, units = load_spectra(data, early_stopping, feature_extractor)
     baselines = {
         "mean": MeanBaseline(data.targets).fit(spectra.drawn.counts, spectra.drawn.labels),
         "ridge": RidgeBaseline(data.targets).fit(spectra.drawn.counts, spectra.drawn.labels, spectra.drawn.groups),
     }
-
-    set_seed(data.seed)
-    model = start_model(encoder, spectra, units, model_arguments, data.targets, training)
-    options = asdict(model_arguments) | asdict(data) | asdict(training) | asdict(output)
-    folder = claim_run_folder(output.output_dir, "run_regression.py", options)
+    model = start_model(encoder, spectra, units, model_arguments, data.targets, training, data.seed)
+    folder = claim_folder(model_arguments, data, training, output)
     step = None
-    if training.method != "probe":
+    if trains(training):
         logging_dir = None if output.trackers == "none" else Path(output.logging_dir or folder / "logs")
         history, step = fine_tune(model, spectra, training, data.seed, folder / "checkpoints", logging_dir)
         plot_training_curves(folder / "training.png", history)
@@ -400,7 +453,7 @@ def main(argv: list[str] | None = None):
     set_aside = spectra.fitted is not spectra.drawn
     summary = {
         "method": training.method,
-        "model": model_arguments.base_model_id or base,
+        "model": model_arguments.base_model_id or model_arguments.model_name_or_path,
         "dataset": data.dataset,
         "num_labels": len(spectra.drawn),
         "seed": data.seed,
@@ -410,26 +463,275 @@ def main(argv: list[str] | None = None):
         **provenance(),
         "results": results,
     }
+    save_model(folder, model, feature_extractor, summary, figures, model_arguments, training, output)
+    write_json(folder / "metrics.json", summary)
+    write_text(folder / "results.md", markdown_table(results) + "\n")  # last: the run is complete
+    print(markdown_table(results))
+    print(f"Written to {folder}: model/, metrics.json, results.md, {', '.join(figures)}")
 
+
+def trains(training: MethodArguments) -> bool:
+    """Whether the method takes optimiser steps."""
+    return training.method in ("lora", "full")
+
+
+def claim_folder(*arguments) -> Path:
+    """The folder of the run, which from now on is this run's."""
+    from files_xrf import claim_run_folder
+
+    options = {name: value for part in arguments for name, value in asdict(part).items()}
+    folder = options["output_dir"]
+    if folder is None:
+        name = "-".join([Path(options["dataset"]).stem, *options["targets"]])
+        places = (f"runs/{re.sub(r'[^A-Za-z0-9]+', '-', name)}{suffix}" for suffix in numbered())
+        folder = next(place for place in places if not Path(place).exists())
+    return claim_run_folder(folder, "run_regression.py", options)
+
+
+def numbered():
+    """Endings of a name and of its successors: nothing, -2, -3, ..."""
+    yield ""
+    yield from (f"-{number}" for number in itertools.count(2))
+
+
+def save_model(folder: Path, model, feature_extractor, summary, figures, model_arguments, training, output) -> None:
+    """Write `model/`, an adapter or a whole repository with its card, and push it where that was asked for."""
+    from finetuning_xrf import render_card
+    from hub_xrf import push_repository, save_adapter_repository, save_repository
+
+    base = model_arguments.model_name_or_path
     local = Path(base).is_dir()
     base_id = model_arguments.base_model_id or (None if local else base)
     card = render_card(CARD_TEMPLATE, summary, model.config, asdict(training), base_id, output.license, figures)
     if training.method == "lora":
         adapter_config = model.peft_config["default"]
         adapter_config.base_model_name_or_path = base_id or str(Path(base).resolve())
-        adapter_config.revision = None if local else revision
+        adapter_config.revision = None if local else model_arguments.model_revision
         save_adapter_repository(folder / "model", model, feature_extractor, card)
     else:
         save_repository(folder / "model", model, feature_extractor, card)
     for figure in figures:
         shutil.copyfile(folder / figure, folder / "model" / figure)
-
-    write_json(folder / "metrics.json", summary)
-    write_text(folder / "results.md", markdown_table(results) + "\n")  # last: the run is complete
-    print(markdown_table(results))
-    print(f"Written to {folder}: model/, metrics.json, results.md, {', '.join(figures)}")
     if output.push_to_hub:
         print(f"Pushed to {push_repository(folder / 'model', output.hub_model_id, private=output.hub_private)}")
+
+
+# --- a table of one's own ---
+
+
+def read_table(data: DataArguments, options: TableArguments) -> "LaboratoryTable":
+    """The table and its spectra, and on the terminal how they were found."""
+    from dataclasses import replace
+
+    from dataset_builder import ColumnMapping
+    from laboratory_xrf import read_laboratory_table
+
+    if data.num_labels is not None:
+        raise ValueError("num_labels draws from a corpus; leave labels out of the table instead.")
+    mapping = ColumnMapping.from_json(options.column_mapping) if options.column_mapping else None
+    calibration = {name: getattr(options, name) for name in ("gain_kev", "offset_kev", "tube_kv")}
+    table = read_laboratory_table(
+        data.dataset, data.targets, options.spectra, options.features, options.group_column, mapping, calibration
+    )
+    if data.target_units is not None:
+        table = replace(table, target_units=data.target_units)
+    for note in table.notes:
+        print(note)
+    return table
+
+
+def table_methods(table: "LaboratoryTable", adapt_to: Callable | None, feature_extractor) -> dict:
+    """What is compared on a table: name -> method of `protocols_xrf`, the one whose model is kept first.
+
+    Args:
+        adapt_to: function of [`LabelledSpectra`] that returns an adapted model; `None` for a table without spectra.
+    """
+    from evaluation_xrf import MeanBaseline, RidgeBaseline
+    from finetuning_xrf import AdaptedModel, LnWherePositive
+    from peers_xrf import ChannelPeer, OnChannels
+    from tabular_xrf import GaussianProcess, TabularPeer
+
+    names = list(table.data.target_names)
+    if adapt_to is None:
+        return {
+            "gaussian process": GaussianProcess(names),
+            "support vectors": TabularPeer("svr", names),
+            "ridge": TabularPeer("ridge", names),
+            "mean": MeanBaseline(names),
+        }
+    return {
+        "model": AdaptedModel(adapt_to, feature_extractor),
+        "ridge": LnWherePositive(lambda part, log: OnChannels(RidgeBaseline(part, log)), names),
+        "partial least squares": LnWherePositive(lambda part, log: OnChannels(ChannelPeer("pls", part, log)), names),
+        "mean": MeanBaseline(names),
+    }
+
+
+def adapter_of(encoder, units, model_arguments, data, training) -> Callable:
+    """The function that adapts a copy of the encoder to some labelled spectra, by the method of the command line."""
+    from transformers import set_seed
+
+    from finetuning_xrf import carve_validation
+
+    def adapt_to(drawn):
+        import numpy as np
+
+        set_seed(data.seed)
+        fitted, stopping = drawn, None
+        if trains(training) and training.patience > 0 and drawn.groups is not None and len(set(drawn.groups)) > 1:
+            aside = carve_validation(drawn.groups, data.validation_fraction, data.seed)
+            fitted, stopping = drawn.select(np.flatnonzero(~aside)), drawn.select(np.flatnonzero(aside))
+        spectra = Spectra(drawn, fitted, stopping, {})
+        model = start_model(encoder, spectra, units, model_arguments, data.targets, training, data.seed)
+        if trains(training):
+            with tempfile.TemporaryDirectory() as folder:
+                fine_tune(model, spectra, training, data.seed, Path(folder) / "checkpoints", None)
+        return model
+
+    return adapt_to
+
+
+def run_on_table(model_arguments, data, options, training, output) -> None:
+    """Adapt the encoder to a table, validate it out of groups, and write model, predictions and report."""
+    import numpy as np
+
+    from evaluation_xrf import regression_metric
+    from files_xrf import write_json, write_text
+    from finetuning_xrf import MIN_LABELS, VALID_RANGES, Answers, check_labels, markdown_table, result_rows
+    from laboratory_xrf import choose_splits, leakage_warnings
+    from protocols_xrf import measurement_only, run_protocol
+    from report_xrf import draw_table, table_report, write_predictions, write_report
+    from training_xrf import provenance
+
+    table = read_table(data, options)
+    labelled = table.labelled
+    check_labels(table.data.targets[labelled], table.data.target_names, "Validation", MIN_LABELS + 1)
+    validation = choose_splits(table, options.validation, data.seed)
+    warnings = [*table.warnings, *validation.warnings, *leakage_warnings(table, validation.splits)]
+    print(f"Validation: {validation.description}.")
+    for warning in warnings:
+        print(f"Beware: {warning}")
+
+    adapt_to = feature_extractor = None
+    if table.feature_names is None:
+        encoder, feature_extractor = load_base(model_arguments)
+        adapt_to = adapter_of(encoder, table.target_units, model_arguments, data, training)
+    elif training.method != "auto":
+        raise ValueError(f"The method {training.method} needs spectra; a table of other numbers is fitted by auto.")
+    methods = table_methods(table, adapt_to, feature_extractor)
+    ranges = [VALID_RANGES.get(unit, (-np.inf, np.inf)) for unit in table.target_units]
+    lowest, highest = np.array(ranges).T
+    own, results, metric = None, [], regression_metric(table.data.target_names)
+    for name, method in methods.items():
+        print(f"Fitting {name} {len(validation.splits)} times", flush=True)
+        predictions = run_protocol(method, validation.splits, table.data)
+        own = own or predictions
+        values, references = predictions.values.clip(lowest, highest), table.data.targets[predictions.rows]
+        shown = training.method if method is methods.get("model") else name
+        results += result_rows(metric, "out of group", shown, values, references, table, predictions.intervals)
+
+    learnt = validation.splits[0].training if len(validation.splits) == 1 else labelled
+    method, measurements = next(iter(methods.values())), [measurement_only(s) for s in table.data.spectra]
+    groups = None if table.data.groups is None else table.data.groups[learnt]
+    method.fit([measurements[row] for row in learnt], table.data.targets[learnt], groups)
+    said = method.answers(measurements) if adapt_to else Answers(*method.predict(measurements))
+    for everywhere, out_of_group in ((said.values, own.values), *interval_pairs(said, own)):
+        everywhere[own.rows] = out_of_group
+
+    folder = claim_folder(model_arguments, data, options, training, output)
+    figures = draw_table(table, own.rows, learnt, said.values, said.intervals.get(0.9), folder)
+    summary = {
+        "method": training.method if adapt_to else "gaussian process",
+        "model": adapt_to and (model_arguments.base_model_id or model_arguments.model_name_or_path),
+        "dataset": data.dataset,
+        "num_labels": len(learnt),
+        "seed": data.seed,
+        "validation": validation.description,
+        "warnings": warnings,
+        "stopping_labels": None,
+        "step": None,
+        "shared_groups": None,
+        **provenance(),
+        "results": results,
+    }
+    if adapt_to:
+        parity = [Path(drawn[0].path).name for drawn in figures]
+        save_model(folder, method.model_, feature_extractor, summary, parity, model_arguments, training, output)
+    write_predictions(folder / "predictions.csv", table, own.rows, said.values, said.intervals, said.unfamiliar)
+    write_json(folder / "metrics.json", summary)
+    write_text(folder / "results.md", markdown_table(results) + "\n")
+    commands = next_commands(table, data, options, folder)
+    rows = (said.values, said.unfamiliar, own.rows, learnt)
+    write_report(
+        folder / "report.html", table_report(table, validation.description, summary, *rows, figures, commands)
+    )  # last: the run is complete
+    print(markdown_table(results))
+    print(f"Written to {folder}: report.html, predictions.csv, metrics.json{', model/' if adapt_to else ''}")
+
+
+def interval_pairs(said, own):
+    """Ends of intervals of all rows and of the rows predicted out of group, side by side."""
+    for coverage, ends in said.intervals.items():
+        yield from zip(ends, own.intervals[coverage])
+
+
+def next_commands(table: "LaboratoryTable", data, options: TableArguments, folder: Path) -> list[tuple[str, str]]:
+    """What to do with the result: a sentence and the command."""
+    if table.feature_names is not None:
+        targets = " ".join(map(shlex.quote, data.targets))
+        command = f"python scripts/run_regression.py {shlex.quote(data.dataset)} --target {targets}"
+        if options.features:
+            command += " --features " + " ".join(map(shlex.quote, options.features))
+        return [("Add rows without a laboratory value and run again; predictions.csv will hold them:", command)]
+    command = f"python scripts/predict.py {shlex.quote(str(folder / 'model'))} new_spectra/ --output predictions.csv"
+    given = {name: getattr(options, name) for name in ("column_mapping", "gain_kev", "offset_kev", "tube_kv")}
+    command += "".join(f" --{name} {shlex.quote(str(value))}" for name, value in given.items() if value is not None)
+    return [("Predict new spectra of the same instrument, settings and kind of sample:", command)]
+
+
+def load_base(model_arguments: ModelArguments):
+    """The pretrained encoder, on a GPU where there is one, and its feature extractor; fills in the default name."""
+    import torch
+
+    from feature_extraction_xrf import XRFFeatureExtractor
+    from finetuning_xrf import load_encoder
+
+    if model_arguments.model_name_or_path is None:
+        if not DEFAULT_MODEL.is_dir():
+            raise ValueError(
+                f"No pretrained model lies in {DEFAULT_MODEL}; name one with --model_name_or_path, a folder or Hub id."
+            )
+        model_arguments.model_name_or_path = str(DEFAULT_MODEL)
+    base, revision = model_arguments.model_name_or_path, model_arguments.model_revision
+    encoder = load_encoder(base, revision).to("cuda" if torch.cuda.is_available() else "cpu")
+    return encoder, XRFFeatureExtractor.from_pretrained(base, revision=revision)
+
+
+def main(argv: list[str] | None = None):
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and not arguments[0].startswith("-"):
+        arguments.insert(0, "--dataset")
+    parser = HfArgumentParser(
+        (ModelArguments, DataArguments, TableArguments, MethodArguments, OutputArguments),
+        description=__doc__.splitlines()[0],
+    )
+    model_arguments, data, options, training, output = parser.parse_args_into_dataclasses(
+        arguments, look_for_args_file=False
+    )
+    check_arguments(model_arguments, data, training, output)
+    if training.learning_rate is None:
+        training.learning_rate = DEFAULT_LEARNING_RATES.get(training.method)
+
+    if Path(data.dataset).is_file():
+        run_on_table(model_arguments, data, options, training, output)
+    elif Path(data.dataset).suffix.lower() in TABLE_SUFFIXES:
+        raise ValueError(f"There is no table {data.dataset}; check the path.")
+    else:
+        from transformers import set_seed
+
+        encoder, feature_extractor = load_base(model_arguments)
+        set_seed(data.seed)
+        run_on_corpus(model_arguments, data, training, output, encoder, feature_extractor)
 
 
 if __name__ == "__main__":
