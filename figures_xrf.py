@@ -492,6 +492,103 @@ def _curve(history: Sequence[Mapping[str, float]], *names: str) -> np.ndarray:
     return np.array(sorted(points), dtype=float).reshape(-1, 2)
 
 
+def plot_attribution(
+    path: str,
+    energy_kev,
+    mean_counts,
+    attribution,
+    lines: Sequence,
+    target_name: str,
+    title: str = "",
+    num_lines: int = 10,
+) -> None:
+    """
+    Draws which energies drive a prediction: the mean spectrum above, the attribution of its channels below.
+
+    The lines with the largest shares are named, escape and sum peaks in colours and dashes of their own.
+
+    Args:
+        path (`str`): the PNG file to write.
+        energy_kev (array-like of shape `(L,)`): energies of the measured channels in keV, increasing.
+        mean_counts (array-like of shape `(L,)`): mean counts per channel, drawn on a logarithmic axis.
+        attribution (array-like of shape `(L,)`): signed attributions, in standard deviations of the target.
+        lines (sequence of `attribution_xrf.LineAttribution`): by decreasing share.
+        target_name (`str`): what is predicted, such as `"CaCO3"`.
+        title (`str`, *optional*): stands in the upper panel.
+        num_lines (`int`, defaults to 10): how many lines are named.
+
+    Raises:
+        ValueError: lengths differ or there are no counts.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    energy_kev, mean_counts = np.asarray(energy_kev, dtype=float), np.asarray(mean_counts, dtype=float)
+    attribution = np.asarray(attribution, dtype=float)
+    if not energy_kev.shape == mean_counts.shape == attribution.shape or not (mean_counts > 0).any():
+        raise ValueError(
+            f"energies {energy_kev.shape}, counts {mean_counts.shape} and attributions {attribution.shape} must have "
+            "one value per channel, and some channel must have counts."
+        )
+    named = sorted([line for line in lines if line.kind != "other"][:num_lines], key=lambda line: line.energy_kev)
+    first, last = _range_of_counts(energy_kev, mean_counts)
+    range_kev = (
+        max(energy_kev[0], min([first, *(line.energy_kev - 0.3 for line in named)])),
+        min(energy_kev[-1], max([last, *(line.energy_kev + 0.3 for line in named)])),
+    )
+    looks = {"line": (BLACK, (0, (1, 3))), "escape": (ORANGE, (0, (4, 2))), "sum": (PURPLE, (0, (4, 2, 1, 2)))}
+    positions_kev = _spread(np.array([line.energy_kev for line in named]), (range_kev[1] - range_kev[0]) / 50)
+
+    with rc_context(STYLE):
+        figure = Figure(figsize=(9, 5.6), dpi=DPI, layout="constrained")
+        upper, lower = figure.subplots(2, 1, sharex=True)
+        lowest = mean_counts[mean_counts > 0].min()
+        upper.step(energy_kev, np.maximum(mean_counts, lowest / 2), where="mid", color=BLACK, linewidth=0.8)
+        upper.set_yscale("log")
+        upper.set_ylim(max(lowest / 2, 1e-5 * mean_counts.max()), 3 * mean_counts.max())
+        upper.set_ylabel("mean counts per channel")
+        upper.text(0.995, 0.97, title, transform=upper.transAxes, ha="right", va="top")
+        for sign, colour, effect in ((1, BLUE, "raises"), (-1, VERMILION, "lowers")):
+            part = np.where(sign * attribution > 0, attribution, 0.0)
+            look = {"step": "mid", "color": colour, "linewidth": 0.4, "label": f"{effect} the prediction"}
+            lower.fill_between(energy_kev, part, **look)
+        lower.axhline(0, color=GREY, linewidth=0.6)
+        lower.margins(y=0.08)
+        lower.set_xlim(*range_kev)
+        lower.set_xlabel("energy (keV)")
+        lower.set_ylabel(f"attribution of {target_name}\n(standard deviations per channel)")
+        handles, _ = lower.get_legend_handles_labels()
+        for kind, name in (("escape", "escape peak"), ("sum", "sum peak")):
+            if any(line.kind == kind for line in named):
+                colour, dashes = looks[kind]
+                handles.append(Line2D([], [], color=colour, linestyle=dashes, linewidth=0.9, label=name))
+        lower.legend(handles=handles, loc="best")
+        for line, position_kev in zip(named, positions_kev, strict=True):
+            colour, dashes = looks[line.kind]
+            for axes in (upper, lower):
+                axes.axvline(line.energy_kev, color=colour, linewidth=0.7, linestyle=dashes, zorder=1.5)
+            upper.annotate(
+                line.label,
+                (line.energy_kev, 1),
+                xytext=(position_kev, 1.08),
+                xycoords=upper.get_xaxis_transform(),
+                textcoords=upper.get_xaxis_transform(),
+                arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.6, "shrinkA": 0, "shrinkB": 0,
+                            "relpos": (0.5, 0)},
+                rotation=90,
+                ha="center",
+                va="bottom",
+                fontsize=8.5,
+                color=colour,
+            )  # fmt: skip
+        figure.align_ylabels()
+        _save(figure, path)
+
+
+MAX_GROUPS = 12  # what a legend can hold and eyes can tell apart
+
+
 def _save(figure, path: str) -> None:
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png")

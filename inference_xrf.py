@@ -28,11 +28,10 @@ TEXTS = ("source", "sample", "core", "instrument", "detector", "anode", "filter"
 NUMBERS = ("depth_mm", "x_mm", "y_mm", "tube_kv", "tube_ua", "live_time_s", "real_time_s")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class InferenceArguments:
     """The options of every script that sends spectra through a model; a script adds its own."""
 
-    output: str = field(metadata={"help": "file to write"})
     batch_size: int = field(default=256, metadata={"help": "spectra that go through the model together"})
     on_error: Literal["stop", "skip"] = field(
         default="stop", metadata={"help": "what an unusable spectrum does: end the run, or go to a table of its own"}
@@ -76,7 +75,8 @@ class Rejections:
 
 
 def output_paths(arguments: InferenceArguments, suffixes: tuple[str, ...]) -> tuple[Path, Path]:
-    """The file to write and that of the rejected spectra, once nothing speaks against writing them."""
+    """The file to write, `arguments.output`, and that of the rejected spectra, once nothing speaks against writing
+    them."""
     output = Path(arguments.output)
     rejected = output.with_name(f"{output.stem}.rejected.csv")
     if output.suffix not in suffixes:

@@ -32,6 +32,7 @@ FLOORS = {
     "training_xrf": 2,
     "finetuning_xrf": 2,
     "inference_xrf": 2,
+    "attribution_xrf": 2,
 }
 # The Hub carries these four; they know each other and nothing else of ours.
 HUB_MODULES = {"configuration_xrf", "feature_extraction_xrf", "modeling_xrf", "pipeline_xrf"}

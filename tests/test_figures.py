@@ -9,11 +9,13 @@ from PIL import Image
 from synthetic_spectrum import synthetic
 
 import figures_xrf
+from attribution_xrf import LineAttribution
 from evaluation_xrf import regression_metrics
 from figures_xrf import (
     DPI,
     SHADE,
     element_lines,
+    plot_attribution,
     plot_parity,
     plot_reconstructions,
     plot_spectra,
@@ -286,3 +288,37 @@ def test_spectra_that_cannot_share_an_axis_are_refused(tmp_path):
         with pytest.raises(ValueError, match="cannot be drawn"):
             plot_spectra(tmp_path / "a.png", spectra, titles)
     assert not list(tmp_path.iterdir())
+
+
+def test_attribution_is_drawn_below_the_spectrum_with_each_kind_of_line_marked_in_its_own_way(tmp_path, drawn):
+    counts = 50 + 1e4 * spectra_with_peaks([3.69, 7.38], 1)[0]
+    attribution = np.where(np.abs(ENERGY_KEV - 3.69) < 0.1, 0.2, 0.0) - np.where(ENERGY_KEV > 7, 0.05, 0.0)
+    lines = [
+        LineAttribution("Ca", "Kα", 3.6905, 0.9, 0.6),
+        LineAttribution("Ca + Ca", "Kα + Kα sum", 7.381, -0.2, 0.2),
+        LineAttribution("Ca", "Kα escape", 1.9505, 0.1, 0.1),
+        LineAttribution("Fe", "Kα", 6.3995, 0.1, 0.05),
+        LineAttribution("other", "", float("nan"), 0.1, 0.05),
+    ]
+    plot_attribution(tmp_path / "a.png", ENERGY_KEV, counts, attribution, lines, "CaCO3", "20 spectra", num_lines=3)
+    assert pixels(tmp_path / "a.png").shape == (round(5.6 * DPI), 9 * DPI, 3)
+    upper, lower = drawn[0].axes
+    assert named_lines(drawn[0]) == ["Ca Kα escape", "Ca Kα", "Ca Kα + Ca Kα"]  # the three largest, by energy
+    assert upper.get_yscale() == "log" and lower.get_xlabel() == "energy (keV)"
+    (spectrum,) = (line for line in upper.lines if len(line.get_xdata()) == NUM_CHANNELS)
+    np.testing.assert_allclose(spectrum.get_ydata(), counts)
+    looks = {
+        round(float(line.get_xdata()[0]), 2): line.get_color()
+        for line in lower.lines
+        if len(set(line.get_xdata())) == 1
+    }
+    assert len({looks[1.95], looks[3.69], looks[7.38]}) == 3
+    heights = [area.get_datalim(lower.transData) for area in lower.collections]
+    assert [round(box.y1, 2) for box in heights] == [0.2, 0.0] and [round(box.y0, 2) for box in heights] == [
+        0.0,
+        -0.05,
+    ]
+    legend = [text.get_text() for text in lower.get_legend().get_texts()]
+    assert legend == ["raises the prediction", "lowers the prediction", "escape peak", "sum peak"]
+    with pytest.raises(ValueError, match="one value per channel"):
+        plot_attribution(tmp_path / "b.png", ENERGY_KEV, counts[:-1], attribution, lines, "CaCO3")
