@@ -1,5 +1,6 @@
 """Corpora as model inputs: splits, features and batches, against the extractor and hand-made cases."""
 
+import dataclasses
 import pickle
 
 import numpy as np
@@ -15,7 +16,9 @@ from corpus_xrf import (
     SpectrumBatches,
     cached_features,
     extract_features,
+    labels_of,
     load_split,
+    measured_patches,
     recipe_corpus,
     spread,
     whole_batch,
@@ -95,6 +98,29 @@ def test_cached_features_are_computed_once_and_anew_for_another_extractor(corpus
     other = cached_features(rows, XRFFeatureExtractor.for_config(config, scaling="log"), "train")
     assert first.cache_files == again.cache_files != other.cache_files
     assert len(first) == 60 and first["sample_id"][:].to_pylist() == list(range(60))
+
+
+def test_labels_are_cached_with_the_features_and_missing_ones_are_nan(tmp_path, extractor):
+    rows = [dataclasses.replace(s, targets={"Fe": float(i)} if i != 2 else {}) for i, s in enumerate(spectra(4))]
+    table = spectra_to_table(rows, ["Fe"], {"Fe": "wt%"})
+    pq.write_table(table, tmp_path / "train.parquet")
+    split = load_split(tmp_path, "train")
+    features = cached_features(split, extractor, "train", ("Si", "Fe")).with_format("numpy")[:]
+    np.testing.assert_array_equal(features["labels"], [[np.nan, 0], [np.nan, 1], [np.nan, np.nan], [np.nan, 3]])
+    without = cached_features(split, extractor, "train").with_format("numpy")[:]
+    assert "labels" not in without
+    np.testing.assert_array_equal(without["input_values"], features["input_values"])
+    np.testing.assert_array_equal(labels_of(table, ["Fe"])[:, 0], [0, 1, np.nan, 3])
+    taken = NativeSpectra.from_table(table, ["Fe"]).take(np.array([3, 1]))
+    assert taken.labels.tolist() == [[3], [1]]
+
+
+def test_measured_patches_are_those_that_some_spectrum_measured():
+    mask = torch.tensor([[0, 1, 1, 0, 0, 0], [0, 0, 1, 0, 1, 0]], dtype=torch.uint8)
+    tensors = measured_patches({"input_values": torch.ones(2, 96), "attention_mask": mask})
+    assert tensors["patch_ids"].tolist() == [[1, 2, 4]] * 2
+    assert tensors["attention_mask"].tolist() == [[1, 1, 0], [0, 1, 1]]
+    assert torch.equal(tensors["input_values"], torch.ones(2, 96))
 
 
 def test_loader_fetches_whole_batches(corpus, extractor):

@@ -11,6 +11,7 @@ from dataset_builder import FilesPart, Recipe, SimulationPart, build_corpus, che
 from dataset_builder.__main__ import command_line
 from dataset_builder.augmentation import augmentation_from_config
 from dataset_builder.recipe import packaged_recipes
+from dataset_builder.simulation import PRESETS
 
 TEXT = """
 name: sediments
@@ -133,8 +134,21 @@ def test_packaged_sizes():
     assert (marine.parts[0].num_spectra, marine.parts[0].num_cores, marine.is_endless) == (55_000, 116, True)
     instruments = Recipe.from_yaml("simulated_instruments")
     assert (instruments.parts[0].num_spectra, instruments.is_endless) == (1_000_000, True)
+    anything = Recipe.from_yaml("simulated_any")
+    assert (anything.parts[0].num_spectra, anything.is_endless) == (2_000_000, True)
+    assert anything.parts[0].source().unit_size(0) == 100
     assert sum(Recipe.from_yaml("mixed").weights) == pytest.approx(1)
     assert not Recipe.from_yaml("mixed").is_endless
+
+
+def test_half_of_the_instruments_of_simulated_any_are_random_and_handhelds_are_thrice_as_frequent():
+    (part,) = Recipe.from_yaml("simulated_any").parts
+    drawn = part.source().instruments
+    assert drawn.count("random") == len(drawn) / 2
+    counts = {name: drawn.count(f"varied {name}") for name in PRESETS}
+    assert sum(counts.values()) == len(drawn) / 2
+    assert {name for name, count in counts.items() if count == 3} == {"handheld_15kv", "handheld_40kv"}
+    assert set(counts.values()) == {1, 3}
 
 
 def test_packaged_files_belong_to_the_package(monkeypatch):

@@ -1,5 +1,6 @@
 """Streams of training batches: which spectra come, in which order, from which worker, and how a run goes on."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+import streaming_xrf
 from configuration_xrf import XRFMaskedConfig
-from corpus_xrf import feature_batches, load_split
+from corpus_xrf import NativeSpectra, feature_batches, load_split
 from dataset_builder import FilesPart, Recipe, SimulationPart, Spectrum, simulated_recipe, spectra_to_table
 from dataset_builder.augmentation import Drift, Thinning
 from dataset_builder.simulation.source import SimulatedSource
@@ -21,6 +23,7 @@ from streaming_xrf import (
     SpectrumStream,
     StoredSpectra,
     StreamedRows,
+    first_labels,
     held_out_rows,
     recipe_mixture,
     stream_batches,
@@ -67,6 +70,7 @@ class NumberedUnits:
             self.counts[:, 0], self.counts[:, 1] = unit, rows
             self.gain_kev, self.offset_kev = np.full(len(rows), 0.02), np.zeros(len(rows))
             self.tube_kv = np.full(len(rows), 10.0)
+            self.labels = {"Fe": 100.0 * unit + rows}
 
         def __len__(self):
             return len(self.counts)
@@ -210,6 +214,7 @@ def test_resumed_stream_goes_on_with_the_same_batches(corpus, extractor, workers
         "simulated": lambda: Mixture([SimulatedSpectra(NumberedUnits())], block=30),
         "mixed": lambda: Mixture([SimulatedSpectra(NumberedUnits()), stored], [0.7, 0.3], block=30),
         "streamed": lambda: StreamedRows(load_split(corpus, "train", streaming=True), block=20),
+        "labelled": lambda: Mixture([SimulatedSpectra(UnitsOfDifferentVoltage(), ["Fe"])], block=30),
     }
     for name, source in sources.items():
         options = {"augmentation": Thinning((0.5, 1.0), least_counts=0)} if name == "mixed" else {}
@@ -217,6 +222,84 @@ def test_resumed_stream_goes_on_with_the_same_batches(corpus, extractor, workers
         whole = drawn(stream, first + 5, workers)
         stream = SpectrumStream(source(), extractor, "train", 10, seed=3, **options)
         assert_equal_batches(drawn(stream, 5, workers, first_batch=first), whole[first:])
+
+
+# --- labels ---
+
+
+class UnitsOfDifferentVoltage(NumberedUnits):
+    """Units at 0.5, 1 and 2 kV in turn, which reach 2, 3 and 7 patches of 0.32 keV far."""
+
+    def simulate(self, unit):
+        for batch in super().simulate(unit):
+            batch.tube_kv = np.full(len(batch), (0.5, 1.0, 2.0)[unit % 3])
+            yield batch
+
+
+def labelled(extractor, batch_size=10, seed=0, block=120, **options):
+    source = Mixture([SimulatedSpectra(UnitsOfDifferentVoltage(), ["Fe"])], block=block)
+    return SpectrumStream(source, extractor, "train", batch_size, seed, **options)
+
+
+def test_labels_go_with_their_spectra(extractor):
+    for workers in (0, 2):
+        for _, batch in drawn(labelled(extractor), 24, workers):
+            expected = [[100.0 * unit + row] for unit, row in units_and_rows([batch])]
+            assert batch["labels"].dtype == torch.float32 and batch["labels"].tolist() == expected
+
+
+def test_spectra_that_reach_equally_far_share_batches(extractor, monkeypatch):
+    monkeypatch.setattr(streaming_xrf, "REACH_STEP", 1)
+    batches = [batch for _, batch in drawn(labelled(extractor), 12)]
+    widths = [batch["patch_ids"].shape[1] for batch in batches]
+    assert sorted(widths)[0] == 2 and widths.count(7) < 12 and widths != sorted(widths)
+    mixed = [not batch["attention_mask"].all() for batch in batches]
+    assert sum(mixed) <= 2  # at the two places where one voltage gives way to the next
+    in_order = [(unit, row) for unit in range(20) for row in range(8 + unit % 2)]
+    assert sorted(units_and_rows(batches)) == in_order[:120]
+    assert all(len({unit for unit, _ in units_and_rows([batch])}) > 2 for batch in batches)  # not unit by unit
+    again = [batch for _, batch in drawn(labelled(extractor), 12)]
+    assert all(torch.equal(one["sample_id"], other["sample_id"]) for one, other in zip(batches, again, strict=True))
+
+
+def test_reach_counts_range_and_voltage(extractor):
+    stream = labelled(extractor)
+    native = NativeSpectra([np.ones(128), np.ones(64), np.ones(128)], *np.array([[0.02] * 3, [0] * 3, [9, 9, np.nan]]))
+    steps = streaming_xrf.REACH_STEP
+    wide = XRFFeatureExtractor(spectrum_length=2048)
+    stream.extractor = wide
+    assert stream._reach(native).tolist() == [1, 1, 1]  # all within the first 16 patches, 5.12 keV
+    high = NativeSpectra(np.ones((4, 2048)), *np.array([[0.02] * 4, [0] * 4, [5.0, 6.0, 50.0, np.nan]]))
+    assert stream._reach(high).tolist() == [1, 2, 2048 // 16 // steps, 2048 // 16 // steps]
+    stream.extractor = XRFFeatureExtractor(spectrum_length=2048, limit_to_tube_kv=False)
+    assert set(stream._reach(high)) == {2048 // 16 // steps}
+
+
+def test_first_labels_are_those_of_the_stream_and_of_a_spread_split(tmp_path):
+    mixture = Mixture([SimulatedSpectra(NumberedUnits(), ["Fe"])], block=40)
+    expected = [100.0 * unit + row for unit in range(9) for row in range(8 + unit % 2)][:70]
+    assert first_labels(mixture, ["Fe"], 70).tolist() == [[value] for value in expected]
+    assert len(first_labels(mixture, ["Fe"], 10_000)) == 170  # an epoch
+    rows = [dataclasses.replace(spectrum, targets={"Fe": float(i)}) for i, spectrum in enumerate(spectra(9))]
+    path = tmp_path / "train.parquet"
+    pq.write_table(spectra_to_table(rows, ["Fe"], {"Fe": "wt%"}), path)
+    np.testing.assert_array_equal(
+        first_labels(load_split(tmp_path, "train"), ["Fe", "Si"], 3), [[0, np.nan], [4, np.nan], [8, np.nan]]
+    )
+    stream = load_split(tmp_path, "train", streaming=True)
+    np.testing.assert_array_equal(first_labels(stream, ["Fe"], 2), [[0], [1]])
+    batch = next(StreamedRows(stream, block=9, targets=["Fe"]).batches(0, 1, 9, seed=0))
+    np.testing.assert_array_equal(batch.spectra.labels[:, 0], batch.sample_ids)
+
+
+def test_a_target_in_another_unit_is_refused(tmp_path):
+    rows = [dataclasses.replace(spectrum, targets={"Fe": 40_000.0}) for spectrum in spectra(4)]
+    pq.write_table(spectra_to_table(rows, ["Fe"], {"Fe": "ppm"}), tmp_path / "train.parquet")
+    for source in (lambda *a, **k: StoredSpectra(*a, seed=0, **k), StreamedRows):
+        split = load_split(tmp_path, "train", streaming=source is StreamedRows)
+        with pytest.raises(ValueError, match="The corpus has Fe in 'ppm', but .* it must be in 'wt%'; convert it"):
+            source(split, targets=["Fe"])
+        source(split)
 
 
 # --- mixtures ---
@@ -337,6 +420,10 @@ def test_a_genuine_simulation_is_streamed(extractor):
     assert sorted(map(tuple, found.tolist())) == sorted(map(tuple, expected.tolist()))
 
 
+def labels_mixture(recipe, folder):
+    return recipe_mixture(recipe, "train", seed=0, data_root=folder, targets=["Fe"])
+
+
 def test_recipe_of_files_and_simulation(tmp_path, extractor):
     cores = [Spectrum(s.counts, gain_kev=0.02, offset_kev=0.0, core=f"C-{i % 10}") for i, s in enumerate(spectra(60))]
     write(tmp_path / "measured.parquet", cores)
@@ -349,7 +436,10 @@ def test_recipe_of_files_and_simulation(tmp_path, extractor):
     assert mixture.weights == pytest.approx([0.25, 0.75]) and mixture.num_spectra == 48 / 0.75
     training = mixture.take(64)["counts"]
     assert sum(len(counts) == 128 for counts in training) in (47, 48, 49)
+    _, batch = drawn(SpectrumStream(labels_mixture(recipe, tmp_path), extractor, "train", 64, seed=0), 1)[0]
+    assert batch["labels"].isnan().all(1).sum() in (47, 48, 49)  # the files know no iron
     held_out = held_out_rows(recipe, "validation", 16, tmp_path)
+    assert sum(value is None for value in held_out_rows(recipe, "validation", 16, tmp_path, ["Fe"])["Fe"]) == 12
     assert sorted(map(len, held_out["counts"])) == [128] * 12 + [2048] * 4
     assert not {tuple(row) for row in held_out["counts"]} & {tuple(row) for row in training}
     assert set(held_out.column_names) >= {"sample", "core", "depth_mm"}

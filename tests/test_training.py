@@ -8,14 +8,20 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
+from datasets import Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from configuration_xrf import XRFMaskedConfig
-from modeling_xrf import XRFForMaskedSpectrumModeling, reconstruction_targets
+from corpus_xrf import measured_patches
+from modeling_xrf import XRFForMaskedSpectrumModeling, XRFForRegression, reconstruction_targets
 from training_xrf import (
+    LABEL_FLOOR,
     History,
+    LabelValidation,
     channel_statistics,
     checkpoints,
+    floored_labels,
+    label_loss,
     learning_rate_at,
     log_line,
     mask_noise,
@@ -24,7 +30,9 @@ from training_xrf import (
     parameter_groups,
     read_progress,
     reconstruction_errors,
+    regression_flops,
     save_checkpoint,
+    target_fields,
     training_flops,
     writing,
 )
@@ -130,6 +138,98 @@ def test_reconstruction_errors_by_hand(normalized, masked_loss_only):
     assert target.shape == values.shape and torch.equal(target, values) != normalized
 
 
+# --- labels ---
+
+
+def regressor(**options):
+    torch.manual_seed(0)
+    config = XRFMaskedConfig(
+        **SMALL, pooling="mean", target_names=["Fe", "zero_drift", "Pb"], target_units=["wt%", "eV", "wt%"],
+        target_transform=["log", "linear", "log"], target_mean=[0.5, 2.0, -6.0], target_std=[1.5, 3.0, 2.0],
+        target_min=[0.0, None, 0.0], target_max=[100.0, None, 100.0], **options,
+    )  # fmt: skip
+    return XRFForRegression(config)
+
+
+def labelled_batch(number=6):
+    measured = torch.zeros(number, 8, dtype=torch.uint8)
+    measured[:, 2:5] = 1
+    measured[::2, 5:7] = 1  # the last patch and the first two are nobody's
+    values = torch.rand(number, 128) * measured.repeat_interleave(16, dim=1)
+    labels = torch.stack([torch.rand(number) * 8, torch.randn(number), torch.rand(number) * 1e-3], dim=1)
+    labels[1, 0], labels[2, 2], labels[3, 2] = torch.nan, 0.0, 1e-6
+    return {"input_values": values, "attention_mask": measured, "labels": labels}
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("loss", ["mse", "gaussian"])
+def test_measured_patches_give_the_loss_and_gradients_of_the_full_grid(pooling, loss):
+    model = regressor(regression_loss=loss)
+    model.config.pooling = pooling
+    batch = labelled_batch()
+    found = label_loss(model, measured_patches(batch), 0, model.config)
+    found.backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    labels = floored_labels(batch["labels"], model.config)
+    full = model(batch["input_values"], attention_mask=batch["attention_mask"], labels=labels).loss
+    full.backward()
+    assert measured_patches(batch)["patch_ids"].shape == (6, 5)
+    assert found.item() == pytest.approx(full.item(), rel=1e-5)
+    assert len(gradients) == sum(p.grad is not None for p in model.parameters()) > 20
+    largest = max(gradient.abs().max().item() for gradient in gradients.values())
+    for name, gradient in gradients.items():  # those of keys' biases are zero but for rounding
+        torch.testing.assert_close(gradient, model.get_parameter(name).grad, rtol=1e-5, atol=1e-6 * largest)
+
+
+def test_labels_are_floored_where_their_logarithm_is_taken():
+    labels = torch.tensor([[0.0, -5.0, 1e-5], [torch.nan, torch.nan, 3.0]])
+    expected = [[LABEL_FLOOR, -5.0, LABEL_FLOOR], [torch.nan, torch.nan, 3.0]]
+    torch.testing.assert_close(floored_labels(labels, regressor().config), torch.tensor(expected), equal_nan=True)
+
+
+def test_target_fields_by_hand():
+    nan = np.nan
+    labels = np.array([[10.0, 5.0, nan, 0.0, 100.0], [nan, -1.0, nan, 0.0, 1000.0], [0.1, 2.0, nan, 0.0, 10.0]])
+    fields = target_fields(
+        labels, ["Fe", "zero_drift", "Pb", "U", "count_rate"]
+    )  # no lead is known, uranium is constant
+    assert fields["target_names"] == ["Fe", "zero_drift", "count_rate"]
+    assert fields["target_units"] == ["wt%", "eV", "counts/s"]
+    assert fields["target_transform"] == ["log", "linear", "log"]
+    assert fields["target_mean"] == pytest.approx([0.0, 2.0, np.log(100)])
+    assert fields["target_std"] == pytest.approx([np.log(10), np.sqrt(6), np.log(10) * np.sqrt(2 / 3)])
+    assert (fields["target_min"], fields["target_max"]) == ([0.0, None, None], [100.0, None, None])
+    (mean,) = target_fields(np.array([[0.0], [1.0]]), ["Fe"])["target_mean"]
+    assert mean == pytest.approx(np.log(LABEL_FLOOR) / 2)
+    XRFMaskedConfig(**SMALL, **fields)
+
+
+def test_label_validation_by_hand(accelerator):
+    model = regressor(regression_loss="gaussian")
+    batch = labelled_batch(20)
+    batch["labels"][:, 2] = torch.nan
+    arrays = {name: values.numpy() for name, values in batch.items()}
+    features = Dataset.from_dict({name: list(values) for name, values in arrays.items()})
+    validation = LabelValidation(accelerator, features, "dev", batch_size=7)
+    measured = validation.measure(model)
+
+    model.eval()
+    with torch.no_grad():
+        outputs = model(batch["input_values"], attention_mask=batch["attention_mask"], labels=batch["labels"])
+    known = ~np.isnan(arrays["labels"][:, 0])
+    iron = np.log(arrays["labels"][known, 0]), np.log(outputs.predictions[known, 0].numpy())
+    drift = arrays["labels"][:, 1], outputs.predictions[:, 1].numpy()
+    assert measured["validation_loss"] == pytest.approx(outputs.loss.item(), rel=1e-5)
+    assert list(measured["r"]) == ["Fe", "zero_drift"]
+    for name, (y, p) in (("Fe", iron), ("zero_drift", drift)):
+        assert measured["r"][name] == pytest.approx(np.corrcoef(y, p)[0, 1], rel=1e-4)
+    r2 = [1 - np.sum((y - p) ** 2) / np.sum((y - y.mean()) ** 2) for y, p in (iron, drift)]
+    assert measured["validation_r2"] == pytest.approx(np.mean(r2), rel=1e-4)
+    assert measured["validation_r"] == pytest.approx(np.mean(list(measured["r"].values())))  # no oxides here
+    assert "'dev': loss" in validation.line(measured) and "over 2 targets" in validation.line(measured)
+
+
 # --- optimisation ---
 
 
@@ -166,6 +266,15 @@ def test_warm_up_is_linear_and_schedules_end_at_the_minimum():
 def test_base_takes_54_gflop():
     # 54.06 GFLOP is MAX's own, which embeds all 128 patches before it drops half of them: 3 * 2 * 64 * 16 * 768 more
     assert training_flops(XRFMaskedConfig()) + 3 * 2 * 64 * 16 * 768 == pytest.approx(54.06e9, rel=1e-4)
+
+
+@pytest.mark.parametrize("loss", ["mse", "gaussian"])
+def test_flops_of_regression_are_those_that_torch_counts(loss):
+    model = regressor(regression_loss=loss)
+    model.config._attn_implementation = model.xrf.config._attn_implementation = "eager"
+    with FlopCounterMode(display=False) as forward:
+        model(torch.rand(1, 128), patch_ids=torch.arange(1, 6)[None])
+    assert 3 * forward.get_total_flops() == regression_flops(model.config, 5)
 
 
 @pytest.mark.parametrize("mask_ratio", [0.5, 0.8])

@@ -88,3 +88,17 @@ def test_mass_fractions_of_a_formula():
     fractions = atomic_data.mass_fractions("CaCO3")
     assert fractions["Ca"] == pytest.approx(40.078 / 100.086, rel=1e-3)
     assert sum(fractions.values()) == pytest.approx(1)
+
+
+def test_asking_line_by_line_changes_no_number():
+    """The last energy excites iron and lead, the others neither."""
+    elements, line_kev = ("O", "Fe", "Pb"), [1.740, 6.404, 7.058, 13.395]
+    np.testing.assert_array_equal(
+        atomic_data.mass_attenuation_at_lines(elements, line_kev), atomic_data.mass_attenuation(elements, line_kev)
+    )
+    for element in elements:
+        found = atomic_data.shell_production_at_lines(element, line_kev)
+        assert found.shape == (len(SHELLS), 4)
+        np.testing.assert_array_equal(found, atomic_data.shell_production(element, line_kev))
+    assert atomic_data.mass_attenuation_at_lines(elements, []).shape == (3, 0)
+    assert atomic_data.shell_production_at_lines("Fe", []).shape == (len(SHELLS), 0)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dataset_builder.features import spectra_to_table
-from dataset_builder.simulation import TARGET_NAMES, TARGET_UNITS, SimulatedSource, sample_model
+from dataset_builder.simulation import PRESETS, TARGET_NAMES, TARGET_UNITS, SimulatedSource, sample_model
 from dataset_builder.simulation.instrument import STATE_TARGETS
 from dataset_builder.simulation.source import BLOCK_SIZE, forward_model
 
@@ -125,6 +125,29 @@ def test_flat_share_reaches_the_samples():
     assert "random" not in set(natural.kinds)
 
 
+def test_every_unit_has_another_instrument_like_the_preset():
+    source = SimulatedSource("rock", "varied handheld_15kv", num_spectra=12, num_cores=4, seed=2)
+    batches = [next(source.simulate(unit)) for unit in range(4)]
+    preset = PRESETS["handheld_15kv"]
+    assert len({batch.instrument for batch in batches}) == 4 and preset not in {b.instrument for b in batches}
+    for batch in batches:
+        assert (batch.instrument.name, batch.instrument.tube_kv) == (preset.name, 15.0)
+        assert set(batch.gain_kev) == {batch.instrument.gain_kev}
+        drift = batch.labels["gain_drift"]  # against the calibration that the file of this very instrument states
+        assert np.abs(drift).max() < 100 * 6 * preset.gain_sd
+    again = next(SimulatedSource("rock", "varied handheld_15kv", num_spectra=12, num_cores=4, seed=2).simulate(3))
+    assert again.instrument == batches[3].instrument
+    np.testing.assert_array_equal(again.counts, batches[3].counts)
+
+
+def test_instruments_are_drawn_as_often_as_they_are_named():
+    names = ["avaatech_10kv", "varied pixl", "varied pixl", "random"]
+    source = SimulatedSource("rock", names, num_spectra=2000, num_cores=2000)
+    chosen = [source._choose(unit)[1] for unit in range(2000)]
+    shares = [np.mean([each == name for each in chosen]) for name in (PRESETS["avaatech_10kv"], *names[1::2])]
+    assert shares == pytest.approx([0.25, 0.5, 0.25], abs=0.04)
+
+
 def test_counts_are_poisson_around_their_expectation(monkeypatch):
     """The sum of squared normalised deviations of n counts is n with a standard deviation of sqrt(2 n)."""
     source = SimulatedSource(num_spectra=64, num_cores=1, seed=11)
@@ -146,6 +169,8 @@ def test_counts_are_poisson_around_their_expectation(monkeypatch):
         ({"num_cores": 0}, "num_cores must be at least 1"),
         ({"samples": "mud"}, "there is no sample model 'mud'"),
         ({"instruments": "ruler"}, "there is no instrument 'ruler'"),
+        ({"instruments": "varied ruler"}, "there is no instrument 'ruler'"),
+        ({"instruments": "varied random"}, "there is no instrument 'random'"),
         ({"samples": []}, "must name at least one"),
         ({"flat_share": 2}, "flat_share is a share"),
     ],
