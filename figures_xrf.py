@@ -1,4 +1,4 @@
-"""Figures a geochemist reads at a glance: masked reconstructions, parity plots and training curves, as PNG files.
+"""Figures a geochemist reads at a glance: reconstructions, parity plots, training curves and maps, as PNG files.
 
 Every figure is a `matplotlib.figure.Figure` of its own, without pyplot and its global state, so the functions work
 without a display, in threads and in any process of a distributed run. Colours are those of Okabe & Ito (2008), which
@@ -328,6 +328,7 @@ def plot_parity(
     standard_deviation=None,
     metrics=None,
     groups=None,
+    intervals=None,
 ) -> None:
     """
     Plots predicted against laboratory values of one target, with the 1:1 line and the numbers that judge them.
@@ -347,6 +348,8 @@ def plot_parity(
             The numbers to print, keyed like those of `regression_metrics`, which computes them from the drawn points
             otherwise. Give them where they were measured on more than is drawn.
         groups (array-like of shape `(N,)`, *optional*): core of each spectrum, told apart by colour and marker.
+        intervals (pair of array-like of shape `(N,)`, or `dict` of name to such a pair, *optional*):
+            Lower and upper ends of prediction intervals, drawn as bars in the place of standard deviations.
 
     Raises:
         ValueError: if lengths differ or no row has a reference.
@@ -357,6 +360,7 @@ def plot_parity(
     several = isinstance(predictions, Mapping)
     predictions = predictions if several else {"": predictions}
     deviations = standard_deviation if several else {"": standard_deviation}
+    intervals = (intervals if several else {"": intervals} if intervals is not None else None) or {}
     metrics = (metrics if several else {"": metrics}) or {}
     references = np.asarray(references, dtype=float)
     groups = np.full(len(references), "") if groups is None else np.asarray(groups).astype(str)
@@ -374,12 +378,16 @@ def plot_parity(
 
     num_panels, named_groups = len(predictions), np.unique(groups[labelled])
     with rc_context(STYLE):
-        legend_width = 0 if len(named_groups) == 1 else 1.3
+        longest = max((len(group) for group in named_groups), default=0)
+        legend_width = 0 if len(named_groups) == 1 else max(1.3, 0.5 + 0.085 * longest)
         figure = Figure(figsize=(0.6 + 4 * num_panels + legend_width, 4.9), dpi=DPI, layout="compressed")
         panels = figure.subplots(1, num_panels, sharex=True, sharey=True, squeeze=False)[0]
         for axes, (name, values) in zip(panels, predictions.items(), strict=True):
-            if name in deviations:
-                bars = deviations[name][labelled]
+            bars = deviations[name][labelled] if name in deviations else None
+            if name in intervals:
+                lower, upper = (np.asarray(end, dtype=float)[labelled] for end in intervals[name])
+                bars = np.maximum([values[labelled] - lower, upper - values[labelled]], 0)
+            if bars is not None:
                 look = {"fmt": "none", "ecolor": GREY, "elinewidth": 0.8, "alpha": 0.7, "zorder": 1.5}
                 axes.errorbar(references[labelled], values[labelled], yerr=bars, **look)
             for number, group in enumerate(named_groups):
@@ -417,11 +425,160 @@ def plot_parity(
             axes.set_xlim(limits)
             axes.set_ylim(limits)
             axes.locator_params(nbins=6)
-        figure.supxlabel(f"laboratory {target_name} ({unit})", fontsize=10)
-        figure.supylabel(f"predicted {target_name} ({unit})", fontsize=10)
+        figure.supxlabel(f"laboratory {_with_unit(target_name, unit)}", fontsize=10)
+        figure.supylabel(f"predicted {_with_unit(target_name, unit)}", fontsize=10)
         if len(named_groups) > 1:
             figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", handletextpad=0.1)
         _save(figure, path)
+
+
+def plot_profile(path: str, profiles: Sequence[Mapping], target_name: str, unit: str) -> None:
+    """
+    Plots a target down cores, one panel a core, depth increasing downwards as in the ground.
+
+    Args:
+        path (`str`): the PNG file to write.
+        profiles (`Sequence[Mapping]`):
+            For each core `core` (`str`), `depth_mm`, `values` and, where there are any, `lower` and `upper`
+            (array-likes of shape `(n,)`: predictions and the ends of their intervals) and `references` `(n,)`, NaN
+            where nothing was measured.
+        target_name (`str`), unit (`str`): of the horizontal axes.
+
+    Raises:
+        ValueError: if there is no core.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    if not profiles:
+        raise ValueError(f"there is no core whose {target_name} could be drawn; give at least one.")
+    deepest_mm = max(np.max(profile["depth_mm"]) for profile in profiles)
+    unit_mm, unit_name = (1000, "m") if deepest_mm >= 5000 else (10, "cm") if deepest_mm >= 100 else (1, "mm")
+    with rc_context(STYLE):
+        figure = Figure(figsize=(max(3.4, 0.8 + 2.3 * len(profiles)), 6.2), dpi=DPI, layout="constrained")
+        panels = figure.subplots(1, len(profiles), sharex=True, squeeze=False)[0]
+        for axes, profile in zip(panels, profiles, strict=True):
+            order = np.argsort(profile["depth_mm"], kind="stable")
+            depth = np.asarray(profile["depth_mm"], dtype=float)[order] / unit_mm
+            values, references = (np.asarray(profile[key], dtype=float)[order] for key in ("values", "references"))
+            if "lower" in profile:
+                lower, upper = (np.asarray(profile[key], dtype=float)[order] for key in ("lower", "upper"))
+                axes.fill_betweenx(depth, lower, upper, color=BLUE, alpha=0.16, linewidth=0, label="interval")
+            look = {"marker": "o", "markersize": 3} if len(depth) <= 60 else {}
+            axes.plot(values, depth, color=BLUE, linewidth=1.3, label="predicted", **look)
+            axes.scatter(
+                references,
+                depth,
+                s=30,
+                color=VERMILION,
+                edgecolor="white",
+                linewidth=0.5,
+                zorder=3,
+                label="laboratory",
+            )
+            axes.set_title(_ending(profile["core"], 18 if len(profiles) > 1 else 40), fontsize=9)
+            axes.invert_yaxis()
+            axes.locator_params(axis="x", nbins=4)
+            axes.grid(axis="x", color=SHADE, linewidth=0.8)
+            axes.set_axisbelow(True)
+        panels[0].set_ylabel(f"depth ({unit_name})")
+        figure.supxlabel(_with_unit(target_name, unit), fontsize=10)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=3, handletextpad=0.4)
+        _save(figure, path)
+
+
+def plot_samples(
+    path: str, references, predictions, names: Sequence[str], target_name: str, unit: str, lower=None, upper=None
+) -> None:
+    """
+    Plots each sample's laboratory value beside its prediction, ordered by laboratory value.
+
+    Up to 40 samples stand below each other with their names; more stand side by side without.
+
+    Args:
+        path (`str`): the PNG file to write.
+        references, predictions, lower, upper (array-like of shape `(N,)`): laboratory values (all known), predictions
+            and, *optional*, the ends of their intervals.
+        names (`Sequence[str]`): of the samples.
+        target_name (`str`), unit (`str`): of the axis of values.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    references, predictions = np.asarray(references, dtype=float), np.asarray(predictions, dtype=float)
+    order, place = np.argsort(references, kind="stable"), np.arange(len(references))
+    few = len(references) <= 40
+    with rc_context(STYLE):
+        figure = Figure(figsize=(8, 1.1 + 0.21 * len(references)) if few else (9, 4.2), dpi=DPI, layout="constrained")
+        axes = figure.subplots()
+        if lower is not None:
+            ends = np.asarray(lower, dtype=float)[order], np.asarray(upper, dtype=float)[order]
+            (axes.hlines if few else axes.vlines)(place, *ends, color=BLUE, alpha=0.3, linewidth=3.5, label="interval")
+        for values, colour, label in ((predictions, BLUE, "predicted"), (references, VERMILION, "laboratory")):
+            points = (values[order], place) if few else (place, values[order])
+            axes.scatter(*points, s=30 if few else 14, color=colour, edgecolor="white", linewidth=0.5, label=label)
+        if few:
+            axes.set_yticks(place, [names[row] for row in order])
+            axes.set_xlabel(_with_unit(target_name, unit))
+            axes.grid(axis="x", color=SHADE, linewidth=0.8)
+            axes.set_ylim(-0.7, len(place) - 0.3)
+        else:
+            axes.set_xlabel(f"{len(place)} samples by laboratory value")
+            axes.set_ylabel(_with_unit(target_name, unit))
+            axes.grid(axis="y", color=SHADE, linewidth=0.8)
+            axes.set_xlim(-1, len(place))
+        axes.set_axisbelow(True)
+        figure.legend(loc="outside upper left", ncols=3, handletextpad=0.4)
+        _save(figure, path)
+
+
+def plot_residuals(path: str, references, predictions, target_name: str, unit: str, groups=None) -> None:
+    """
+    Plots prediction minus laboratory value over the prediction, with a band of one RMSE, and their histogram.
+
+    Args:
+        path (`str`): the PNG file to write.
+        references, predictions (array-like of shape `(N,)`): laboratory values, NaN where missing, and predictions.
+        target_name (`str`), unit (`str`): of both axes.
+        groups (array-like of shape `(N,)`, *optional*): core of each spectrum, told apart as in `plot_parity`.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    references, predictions = np.asarray(references, dtype=float), np.asarray(predictions, dtype=float)
+    labelled = ~np.isnan(references)
+    groups = np.full(len(references), "") if groups is None else np.asarray(groups).astype(str)
+    residuals = predictions - references
+    rmse = float(np.sqrt(np.mean(residuals[labelled] ** 2)))
+    with rc_context(STYLE):
+        figure = Figure(figsize=(8, 3.6), dpi=DPI, layout="constrained")
+        axes, histogram = figure.subplots(1, 2, sharey=True, width_ratios=[4, 1])
+        axes.axhspan(-rmse, rmse, color=SHADE, linewidth=0)
+        for number, group in enumerate(np.unique(groups[labelled])):
+            rows = labelled & (groups == group)
+            marker = MARKERS[(number + number // len(COLOURS)) % len(MARKERS)]
+            look = {"color": COLOURS[number % len(COLOURS)], "marker": marker, "edgecolor": "white", "linewidth": 0.4}
+            axes.scatter(predictions[rows], residuals[rows], s=30, label=group, **look)
+        largest = 1.15 * max(np.abs(residuals[labelled]).max(), 1.2 * rmse)
+        axes.set_ylim(-largest, largest)
+        axes.set_xlabel(f"predicted {_with_unit(target_name, unit)}")
+        axes.set_ylabel(f"predicted \N{MINUS SIGN} laboratory{f' ({unit})' if unit else ''}")
+        bins = np.linspace(-largest, largest, int(np.clip(np.sqrt(labelled.sum()) * 2, 8, 40)) + 1)
+        histogram.hist(residuals[labelled], bins, orientation="horizontal", color=BLUE, alpha=0.6)
+        histogram.set_xlabel("spectra")
+        histogram.locator_params(axis="x", nbins=3, integer=True)
+        for panel in (axes, histogram):
+            panel.axhline(0, color=GREY, linewidth=1)
+        _save(figure, path)
+
+
+def _ending(name: str, most: int) -> str:
+    """A name, of which the end tells more than the beginning, in at most so many characters."""
+    return name if len(name) <= most else f"\N{HORIZONTAL ELLIPSIS}{name[1 - most:]}"
+
+
+def _with_unit(name: str, unit: str) -> str:
+    return f"{name} ({unit})" if unit else name
 
 
 def _metrics_text(metrics: Mapping[str, float], unit: str) -> str:
@@ -587,6 +744,174 @@ def plot_attribution(
 
 
 MAX_GROUPS = 12  # what a legend can hold and eyes can tell apart
+
+
+def plot_embeddings(
+    path: str,
+    points,
+    axis_names: tuple[str, str],
+    values=None,
+    value_name: str = "",
+    title: str = "",
+) -> None:
+    """
+    Draws a map of embeddings: a point per spectrum, similar spectra close together, coloured by what is known of them.
+
+    Numbers get a colour scale and a colour bar, whose ends leave out the most extreme 1 % on either side if these lie
+    far off. Texts get a colour and marker each, the most frequent ones first; what does not fit a legend is "other".
+
+    Args:
+        path (`str`): the PNG file to write.
+        points (array-like of shape `(N, 2)`): positions on the map.
+        axis_names (`tuple[str, str]`): names of the two axes, such as `"PC 1 (62 % of the variance)"`.
+        values (array-like of shape `(N,)`, *optional*): numbers (NaN: not known) or texts (`""`: not known).
+        value_name (`str`, *optional*): what the values are, such as `"CaCO3 (wt%)"`.
+        title (`str`, *optional*): stands above the map.
+
+    Raises:
+        ValueError: the shapes do not fit together, or no value is known.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    points = np.asarray(points, dtype=float)
+    if points.ndim != 2 or points.shape[1] != 2 or not len(points):
+        raise ValueError(f"points must have shape (spectra, 2), but have {points.shape}.")
+    values = np.full(len(points), "") if values is None else np.asarray(values)
+    is_number = values.dtype.kind in "iufb"
+    values = values.astype(float) if is_number else values.astype(str)
+    if values.shape != (len(points),):
+        raise ValueError(f"values must have one entry per point ({len(points)}), but have shape {values.shape}.")
+    known = np.isfinite(values) if is_number else values != ""
+    if value_name and not known.any():
+        raise ValueError(f"no spectrum has a value of {value_name}, so there is nothing to colour the map by.")
+    look = {"s": float(np.clip(12000 / len(points), 5, 34)), "linewidth": 0.3 if len(points) < 2000 else 0}
+
+    with rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 5.4), dpi=DPI, layout="constrained")
+        axes = figure.subplots()
+        if value_name and not known.all():
+            axes.scatter(*points[~known].T, color="#cccccc", edgecolor="white", label="not known", **look)
+        if is_number:
+            lower, upper, extend = _colour_limits(values[known])
+            order = np.flatnonzero(known)[np.random.default_rng(0).permutation(known.sum())]  # no value hides another
+            drawn = axes.scatter(
+                *points[order].T, c=values[order], cmap="viridis", vmin=lower, vmax=upper, edgecolor="white", **look
+            )
+            bar = figure.colorbar(drawn, ax=axes, label=value_name, extend=extend, aspect=30, pad=0.02)
+            bar.outline.set_visible(False)
+        elif value_name:
+            names, counts = np.unique(values[known], return_counts=True)
+            names = names[np.argsort(-counts, kind="stable")]
+            shown = names if len(names) <= MAX_GROUPS else names[: MAX_GROUPS - 1]
+            others = known & ~np.isin(values, shown)
+            if others.any():
+                label = f"other ({len(names) - len(shown)})"
+                axes.scatter(*points[others].T, color=GREY, edgecolor="white", label=label, **look)
+            for number, name in enumerate(shown):
+                axes.scatter(
+                    *points[values == name].T,
+                    color=COLOURS[number % len(COLOURS)],
+                    marker=MARKERS[(number + number // len(COLOURS)) % len(MARKERS)],
+                    edgecolor="white",
+                    label=name
+                    if len(name) <= 28
+                    else f"\N{HORIZONTAL ELLIPSIS}{name[-27:]}",  # paths differ at the end
+                    **look,
+                )
+        else:
+            axes.scatter(*points.T, color=BLUE, edgecolor="white", **look)
+        handles, labels = axes.get_legend_handles_labels()
+        if handles and is_number:
+            axes.legend(loc="best", handletextpad=0.1)
+        elif handles:
+            order = sorted(
+                range(len(labels)), key=lambda i: (labels[i] == "not known", labels[i].startswith("other ("))
+            )
+            legend = {"loc": "outside right upper", "title": value_name, "alignment": "left", "handletextpad": 0.1}
+            box = figure.legend([handles[i] for i in order], [labels[i] for i in order], **legend)
+            for handle in box.legend_handles:
+                handle.set_sizes([34])
+        axes.set_xlabel(axis_names[0])
+        axes.set_ylabel(axis_names[1])
+        axes.tick_params(length=0, labelbottom=False, labelleft=False)  # the scale of an embedding says nothing
+        axes.margins(0.05)
+        axes.set_title(title, loc="left")
+        _save(figure, path)
+
+
+def _colour_limits(values: np.ndarray) -> tuple[float, float, str]:
+    """Ends of a colour scale, and which of them values exceed, in matplotlib's words."""
+    lower, upper = float(values.min()), float(values.max())
+    inner_lower, inner_upper = np.percentile(values, [1, 99])
+    margin = 0.25 * (inner_upper - inner_lower)
+    beyond = (lower < inner_lower - margin, upper > inner_upper + margin)
+    lower, upper = inner_lower if beyond[0] else lower, inner_upper if beyond[1] else upper
+    extend = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}[beyond]
+    return float(lower), float(upper), extend
+
+
+def plot_map(path: str, values, name: str, x_mm=None, y_mm=None, first_row_on_top: bool = False) -> None:
+    """
+    Draws a map of one quantity over a sample; pixels without a value stay grey.
+
+    Args:
+        path (`str`): the PNG file to write.
+        values (array-like of shape `(rows, columns)`): NaN where nothing was measured.
+        name (`str`): what is mapped, such as `"TiO2 (wt%)"`.
+        x_mm (array-like of shape `(columns,)`, *optional*): evenly spaced positions of the columns, in mm.
+        y_mm (array-like of shape `(rows,)`, *optional*): those of the rows. Without positions the axes count pixels.
+        first_row_on_top (`bool`, defaults to `False`): y grows downwards, as in an image.
+
+    Raises:
+        ValueError: the shapes do not fit together, or no pixel has a value.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    values = np.asarray(values, dtype=float)
+    if values.ndim != 2 or not np.isfinite(values).any():
+        raise ValueError(f"a map must have rows, columns and a finite value, but {name} has shape {values.shape}.")
+    in_mm = x_mm is not None and y_mm is not None
+    x, y = (np.asarray(p, dtype=float) if in_mm else np.arange(n) for p, n in zip((x_mm, y_mm), values.shape[::-1]))
+    if values.shape != (len(y), len(x)):
+        raise ValueError(f"{len(x)} columns and {len(y)} rows must fit the map's shape {values.shape}.")
+    step_x, step_y = _pixel_size(x, y)
+    extent = [x[0] - step_x / 2, x[-1] + step_x / 2, y[0] - step_y / 2, y[-1] + step_y / 2]
+    shape = np.clip(abs((extent[3] - extent[2]) / (extent[1] - extent[0])), 0.15, 4)
+    width = min(6.0, 6.5 / shape)
+    lower, upper, extend = _colour_limits(values[np.isfinite(values)])
+
+    with rc_context(STYLE):
+        figure = Figure(figsize=(width + 1.9, max(width * shape + 0.8, 2.2)), dpi=DPI, layout="compressed")
+        axes = figure.subplots()
+        axes.set_facecolor("#dddddd")
+        image = axes.imshow(
+            values,
+            origin="lower",
+            extent=extent,
+            cmap="viridis",
+            vmin=lower,
+            vmax=upper,
+            interpolation="nearest",
+            aspect="equal" if 0.15 < shape < 4 else "auto",
+        )
+        if first_row_on_top:
+            axes.invert_yaxis()
+        axes.set_xlabel("x (mm)" if in_mm else "column")
+        axes.set_ylabel("y (mm)" if in_mm else "row")
+        axes.spines[["left", "bottom"]].set_visible(False)
+        axes.locator_params(nbins=6)
+        bar = figure.colorbar(image, ax=axes, label=name, extend=extend, aspect=25, pad=0.03)
+        bar.outline.set_visible(False)
+        _save(figure, path)
+
+
+def _pixel_size(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """Width and height of a pixel; a single row or column takes the size of the other direction."""
+    sizes = [(p[-1] - p[0]) / (len(p) - 1) if len(p) > 1 else 0 for p in (x, y)]
+    fallback = next((size for size in sizes if size), 1)
+    return sizes[0] or fallback, sizes[1] or fallback
 
 
 def _save(figure, path: str) -> None:

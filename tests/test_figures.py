@@ -16,6 +16,8 @@ from figures_xrf import (
     SHADE,
     element_lines,
     plot_attribution,
+    plot_embeddings,
+    plot_map,
     plot_parity,
     plot_reconstructions,
     plot_spectra,
@@ -288,6 +290,74 @@ def test_spectra_that_cannot_share_an_axis_are_refused(tmp_path):
         with pytest.raises(ValueError, match="cannot be drawn"):
             plot_spectra(tmp_path / "a.png", spectra, titles)
     assert not list(tmp_path.iterdir())
+
+
+def test_embeddings_coloured_by_numbers_leave_out_the_extremes(tmp_path, drawn):
+    points = np.random.default_rng(0).normal(size=(400, 2))
+    values = np.linspace(0, 10, 400)
+    values[-1], values[0] = 1000.0, np.nan
+    plot_embeddings(tmp_path / "map.png", points, ("PC 1", "PC 2"), values, "TOC (wt%)", "400 spectra")
+    assert pixels(tmp_path / "map.png").std() > 5
+    axes, bar = drawn[0].axes
+    unknown, known = axes.collections
+    np.testing.assert_array_equal(unknown.get_offsets(), points[:1])
+    positions = [tuple(point) for point in known.get_offsets()]
+    order = [int(np.flatnonzero((points == point).all(1))[0]) for point in positions]
+    assert sorted(order) == list(range(1, 400))
+    np.testing.assert_array_equal(known.get_array(), values[order])
+    assert known.get_clim()[0] == pytest.approx(values[1]) and 9.8 < known.get_clim()[1] < 10
+    assert (
+        bar.get_ylabel() == "TOC (wt%)" and axes.get_xlabel() == "PC 1" and axes.get_title(loc="left") == "400 spectra"
+    )
+
+
+def test_embeddings_coloured_by_texts_name_the_frequent_ones(tmp_path, drawn):
+    texts = np.array([f"core {number}" for number in range(20) for _ in range(20 - number)] + [""] * 3)
+    points = np.random.default_rng(0).normal(size=(len(texts), 2))
+    plot_embeddings(tmp_path / "map.png", points, ("t-SNE 1", "t-SNE 2"), texts, "core")
+    legend = drawn[0].legends[0]
+    labels = [text.get_text() for text in legend.get_texts()]
+    assert labels == [*(f"core {number}" for number in range(11)), "other (9)", "not known"]
+    assert legend.get_title().get_text() == "core"
+    assert sum(len(collection.get_offsets()) for collection in drawn[0].axes[0].collections) == len(texts)
+
+
+def test_embeddings_refuse_what_does_not_fit(tmp_path):
+    path = tmp_path / "map.png"
+    with pytest.raises(ValueError, match=r"shape \(spectra, 2\), but have \(3, 3\)"):
+        plot_embeddings(path, np.zeros((3, 3)), ("x", "y"))
+    with pytest.raises(ValueError, match="one entry per point"):
+        plot_embeddings(path, np.zeros((3, 2)), ("x", "y"), [1.0, 2.0], "TOC")
+    with pytest.raises(ValueError, match="no spectrum has a value of TOC"):
+        plot_embeddings(path, np.zeros((3, 2)), ("x", "y"), [np.nan] * 3, "TOC")
+    assert not path.exists()
+
+
+def test_map_shows_every_pixel_at_its_place_in_mm(tmp_path, drawn):
+    values = np.array([[1.0, 2.0, 3.0], [4.0, np.nan, 6.0]])
+    plot_map(tmp_path / "map.png", values, "TiO2 (wt%)", x_mm=[10, 10.5, 11], y_mm=[2, 4])
+    axes, bar = drawn[0].axes
+    (image,) = axes.images
+    assert image.get_extent() == [9.75, 11.25, 1, 5] and image.origin == "lower"
+    np.testing.assert_array_equal(image.get_array().filled(np.nan), values)
+    assert axes.get_aspect() == 1 and axes.get_ylim() == (1, 5)
+    assert (axes.get_xlabel(), axes.get_ylabel(), bar.get_ylabel()) == ("x (mm)", "y (mm)", "TiO2 (wt%)")
+    assert pixels(tmp_path / "map.png").std() > 5
+
+
+def test_map_without_positions_counts_pixels_from_the_top(tmp_path, drawn):
+    plot_map(tmp_path / "map.png", [[1.0, 2.0]], "TiO2 (wt%)", first_row_on_top=True)
+    axes = drawn[0].axes[0]
+    assert axes.images[0].get_extent() == [-0.5, 1.5, -0.5, 0.5] and axes.get_ylim() == (0.5, -0.5)
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("column", "row")
+
+
+def test_map_refuses_what_does_not_fit(tmp_path):
+    with pytest.raises(ValueError, match="TOC has shape"):
+        plot_map(tmp_path / "map.png", [[np.nan]], "TOC")
+    with pytest.raises(ValueError, match=r"2 columns and 2 rows must fit the map's shape \(1, 2\)"):
+        plot_map(tmp_path / "map.png", [[1.0, 2.0]], "TOC", [0, 1], [0, 1])
+    assert not (tmp_path / "map.png").exists()
 
 
 def test_attribution_is_drawn_below_the_spectrum_with_each_kind_of_line_marked_in_its_own_way(tmp_path, drawn):
