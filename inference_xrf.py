@@ -26,6 +26,11 @@ if TYPE_CHECKING:
 CALIBRATION = ("gain_kev", "offset_kev", "tube_kv")
 TEXTS = ("source", "sample", "core", "instrument", "detector", "anode", "filter")
 NUMBERS = ("depth_mm", "x_mm", "y_mm", "tube_kv", "tube_ua", "live_time_s", "real_time_s")
+# What a script adds to the values of a model whose `calibration` is standardless.
+STANDARDLESS = (
+    "These values are standardless: the model learnt from simulated spectra alone and has seen no reference material "
+    "of your instrument; trust patterns between samples more than single values, and check some in a laboratory."
+)
 
 
 @dataclass(kw_only=True)

@@ -23,6 +23,7 @@ from transformers.hf_argparser import HfArgumentParser
 
 from command_line_xrf import run
 from inference_xrf import (
+    STANDARDLESS,
     InferenceArguments,
     Item,
     XRFPredictor,
@@ -36,11 +37,6 @@ from inference_xrf import (
     rejection_table,
     table_writer,
     target_columns,
-)
-
-STANDARDLESS = (
-    "These values are standardless: the model learnt from simulated spectra alone and has seen no reference material "
-    "of your instrument; trust patterns between samples more than single values, and check some in a laboratory."
 )
 
 

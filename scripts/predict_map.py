@@ -33,6 +33,7 @@ from command_line_xrf import run
 from files_xrf import atomic_file
 from inference_xrf import (
     CALIBRATION,
+    STANDARDLESS,
     InferenceArguments,
     Item,
     Rejections,
@@ -105,6 +106,8 @@ def main():
         print(f"{int(arrays['unfamiliar'].sum())} pixels are unfamiliar to the model")
     if rejections.number:
         print(f"{rejections.number} rejected: {rejected}")
+    if config.calibration == "standardless":
+        print(STANDARDLESS)
 
     from figures_xrf import plot_map
 
@@ -316,10 +319,10 @@ def map_arrays(raster: Raster, predictions: dict[str, np.ndarray]) -> dict[str, 
     for name, values in predictions.items():
         with np.errstate(invalid="ignore"):
             mean = np.bincount(pixel, weights=values, minlength=num_pixels) / num_spectra
-        arrays[name] = (mean if values.dtype != bool else mean > 0).reshape(raster.shape)
+        arrays[name] = (mean > 0 if values.dtype == bool else mean.astype(np.float32)).reshape(raster.shape)
     if raster.x_mm is not None:
         arrays |= {"x_mm": raster.x_mm, "y_mm": raster.y_mm}
-    return {name: array.astype(np.float32) if array.dtype == np.float64 else array for name, array in arrays.items()}
+    return arrays
 
 
 if __name__ == "__main__":
