@@ -714,7 +714,7 @@ def plot_attribution(
         lower.margins(y=0.08)
         lower.set_xlim(*range_kev)
         lower.set_xlabel("energy (keV)")
-        lower.set_ylabel(f"attribution of {target_name}\n(standard deviations per channel)")
+        lower.set_ylabel(f"attribution of {target_name}\n(target's sd per channel)")
         handles, _ = lower.get_legend_handles_labels()
         for kind, name in (("escape", "escape peak"), ("sum", "sum peak")):
             if any(line.kind == kind for line in named):
