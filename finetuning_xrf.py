@@ -234,6 +234,19 @@ def load_encoder(name: str, revision: str | None = None) -> XRFModel:
     return encoder
 
 
+def load_pretrained(name: str, revision: str | None = None) -> XRFModel | XRFForRegression:
+    """The pretrained model of a repository (folder or Hub id) in single precision: with its head where it has learnt
+    to predict targets, which some ways of adapting build on, else its encoder.
+
+    Raises:
+        ValueError, OSError: as [`load_encoder`].
+    """
+    encoder = load_encoder(name, revision)
+    if not encoder.config.target_names:
+        return encoder
+    return XRFForRegression.from_pretrained(name, revision=revision, dtype=torch.float32)
+
+
 def regression_model(
     encoder: XRFModel,
     target_names: Sequence[str],
@@ -259,6 +272,7 @@ def regression_model(
         "target_max": [upper for _, upper in ranges],
         "pooling": pooling,
         "regression_loss": regression_loss,
+        "spectrum_skip": False,
     }
     config = type(encoder.config).from_dict({**encoder.config.to_dict(), "architectures": None}, **fields)
     model = XRFForRegression(config)
@@ -423,15 +437,21 @@ def write_probe(model: XRFForRegression, probe: RidgeProbe) -> None:
 
 
 def adapt(
-    base: XRFModel, spectra: LabelledSpectra, target_names: Sequence[str], target_units: Sequence[str], seed: int = 0
+    base: XRFModel | XRFForRegression,
+    spectra: LabelledSpectra,
+    target_names: Sequence[str],
+    target_units: Sequence[str],
+    seed: int = 0,
 ) -> XRFForRegression:
     """A new model that predicts the targets with a standard deviation: a ridge regression on the frozen embedding.
 
     Args:
-        base (`XRFModel`): pretrained encoder, which is not changed.
+        base (`XRFModel` or `XRFForRegression`): pretrained model, which is not changed; only its encoder is used.
         seed (`int`): not needed; the solution is in closed form.
     """
-    model = regression_model(base, target_names, target_units, spectra.labels, "mean", "gaussian")
+    model = regression_model(
+        getattr(base, "xrf", base), target_names, target_units, spectra.labels, "mean", "gaussian"
+    )
     model = model.to(next(base.parameters()).device)
     write_probe(model, fit_probe(embed(model, spectra, ROWS_IN_A_BATCH), spectra.labels, spectra.groups))
     return model

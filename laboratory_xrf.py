@@ -499,9 +499,18 @@ def _assembled(sheet, rows: _Rows, names, spectra, files, matched) -> Laboratory
             test_rows = np.array([row >= 0 and test[row] for row in matched])
         elif unknown:
             warnings.append(f"The column of splits says {unknown[0]!r}, neither train nor test; it is not used.")
-    names_of_samples = np.array([sample or f"row {row + 1}" for row, sample in enumerate(samples)])
+    names_of_samples = np.array([_sample_name(spectrum, row) for row, spectrum in enumerate(placed)])
     data = CalibrationSet(placed, labels, names, names_of_samples, None if groups is None else groups.astype(str))
     return LaboratoryTable(data, [], kind, list(files), test_rows, warnings=warnings)
+
+
+def _sample_name(spectrum: Spectrum, row: int) -> str:
+    """The sample's name, or its place."""
+    if spectrum.sample:
+        return spectrum.sample
+    if spectrum.depth_mm is None:
+        return f"row {row + 1}"
+    return f"{spectrum.core + ' ' if spectrum.core else ''}{spectrum.depth_mm:g} mm"
 
 
 # --- validation ---
@@ -512,7 +521,8 @@ class Validation:
     """How a table is validated.
 
     Args:
-        splits (`list[Split]`): rows of the table, each labelled row tested once (or those of its own test split).
+        splits (`list[Split]`): rows of the table, each labelled row tested once (or those of its own test split);
+            spectra without a value are predicted with the group or block of depths that they belong to.
         description (`str`): one line for people.
         warnings (`list[str]`): why the numbers may flatter.
     """
@@ -581,7 +591,28 @@ def choose_splits(table: LaboratoryTable, validation: str = "auto", seed: int = 
             "numbers; name what belongs together in a column 'core', or with --group_column."
         )
         warnings += _likely_groups(table.data.samples[rows])
-    return Validation([Split(rows[split.training], rows[split.test]) for split in splits], text, warnings)
+    splits = [Split(rows[split.training], rows[split.test]) for split in splits]
+    if validation in ("leave_group_out", "depth_blocks"):
+        splits = _with_unlabelled(table, splits, by_depth=validation == "depth_blocks")
+    return Validation(splits, text, warnings)
+
+
+def _with_unlabelled(table: LaboratoryTable, splits, by_depth: bool) -> list[Split]:
+    """The splits with, among the tested rows, those without a value: of the groups that are tested, or nearest in
+    depth to a tested row."""
+    unlabelled = np.setdiff1d(np.arange(len(table.data)), table.labelled)
+    split_of = {row: number for number, split in enumerate(splits) for row in split.test}
+    if by_depth:
+        unlabelled = unlabelled[~np.isnan(table.depths_mm[unlabelled])]
+        distances = np.abs(table.depths_mm[unlabelled, None] - table.depths_mm[table.labelled])
+        number = np.array([split_of[table.labelled[nearest]] for nearest in distances.argmin(axis=1)], dtype=int)
+    else:
+        groups = {table.data.groups[row]: number for row, number in split_of.items()}
+        number = np.array([groups.get(table.data.groups[row], -1) for row in unlabelled], dtype=int)
+    return [
+        Split(split.training, np.sort(np.concatenate([split.test, unlabelled[number == place]])))
+        for place, split in enumerate(splits)
+    ]
 
 
 def _likely_groups(samples) -> list[str]:
@@ -619,6 +650,7 @@ def leakage_warnings(table: LaboratoryTable, splits: Sequence[Split]) -> list[st
     core, and spectra closer than counting noise lets two measurements be."""
     warnings = []
     samples, depths_mm = table.data.samples, table.depths_mm
+    splits = [Split(split.training, np.intersect1d(split.test, table.labelled)) for split in splits]
     cores = np.array([spectrum.core or "" for spectrum in table.data.spectra])
     shared, neighbours, tested = set(), 0, 0
     for split in splits:
@@ -750,10 +782,11 @@ def doubtful_predictions(table: LaboratoryTable, values, unfamiliar, tested, lea
         shown = [f"{samples[row]} (laboratory {labels[row]:.3g}, predicted {predicted[row]:.3g})" for row in far]
         sentences.append(f"Far off, worth a look at the sample and its label: {_some(shown, 3)}.")
     lowest, highest = np.nanmin(labels[learnt]), np.nanmax(labels[learnt])
-    outside = np.flatnonzero((predicted < lowest) | (predicted > highest))
+    margin = np.sqrt(np.nanmean(errors**2))  # within its error a prediction may pass the last label
+    outside = np.flatnonzero((predicted < lowest - margin) | (predicted > highest + margin))
     if len(outside):
         sentences.append(
-            f"{len(outside)} of {len(predicted)} predictions lie outside the labels' range, {lowest:.3g} to "
+            f"{len(outside)} of {len(predicted)} predictions lie well outside the labels' range, {lowest:.3g} to "
             f"{highest:.3g}{f' {unit}' if unit else ''}, where nothing was learnt: {_some(samples[outside], 3)}."
         )
     if unfamiliar is not None and unfamiliar.any():

@@ -114,9 +114,9 @@ def number(value: float | None, digits: int = 3) -> str:
     return text.replace("-", "\N{MINUS SIGN}", 1) if value < 0 else text
 
 
-def quantity(value: float | None, unit: str) -> str:
+def quantity(value: float | None, unit: str, digits: int = 3) -> str:
     """A number with its unit."""
-    return f"{number(value)} {unit}".strip()
+    return f"{number(value, digits)} {unit}".strip()
 
 
 def share(value: float | None) -> str:
@@ -175,7 +175,9 @@ def draw_table(table: LaboratoryTable, tested, learnt, values, bounds, folder: P
         profiles = core_profiles(table, np.union1d(known, unlabelled), known, column, values, lower, upper)
         if profiles:
             plot_profile(profile, profiles, name, unit)
-            text = "Predictions and laboratory values; depths without a value are predicted too."
+            text = "What a model says that had no label of this core, or of this block of depths, in its training."
+            if not several_groups and data.groups is None:
+                text = "Predictions and laboratory values."
             drawn.append(Figure(profile, "Down the core", text))
         else:
             plot_samples(samples, references, predicted, data.samples[known], name, unit, **ends)
@@ -304,7 +306,8 @@ section { background: var(--paper); border: 1px solid var(--line); border-radius
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 1px; margin: 18px 0 14px;
          background: var(--line); border: 1px solid var(--line); border-radius: 10px; overflow: hidden; }
 .card { background: var(--paper); padding: 14px 18px; }
-.card b { display: block; font-size: 25px; font-weight: 620; line-height: 1.25; font-variant-numeric: tabular-nums; }
+.card b { display: block; font-size: 23px; font-weight: 620; white-space: nowrap;
+          line-height: 1.25; font-variant-numeric: tabular-nums; }
 .card span { color: var(--soft); font-size: 13.5px; }
 .verdict { border-left: 3px solid var(--blue); padding: 2px 0 2px 14px; margin: 0 0 8px; }
 .warnings { background: var(--amber-ground); border-color: #f0dfc0; }
@@ -313,9 +316,9 @@ ul { margin: 8px 0 0; padding-left: 20px; }
 li { margin: 0 0 6px; }
 .scroll { overflow-x: auto; margin-top: 8px; }
 table { border-collapse: collapse; width: 100%; font-size: 14.5px; font-variant-numeric: tabular-nums; }
-th { text-align: right; color: var(--soft); font-weight: 500; padding: 7px 10px; border-bottom: 1px solid var(--line);
+th { text-align: right; color: var(--soft); font-weight: 500; padding: 7px 8px; border-bottom: 1px solid var(--line);
      white-space: nowrap; }
-td { text-align: right; padding: 8px 10px; border-bottom: 1px solid var(--line); white-space: nowrap; }
+td { text-align: right; padding: 8px 8px; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 tr:last-child td { border-bottom: 0; }
 tr.own td { font-weight: 620; }
@@ -356,7 +359,7 @@ footer { color: var(--soft); font-size: 13.5px; padding: 4px 32px; }
 <div class="cards">
 <div class="card"><b>{{ own.r2 | decimals }}</b><span>R² of {{ own.n }} spectra</span></div>
 <div class="card"><b>{{ own.rmse | quantity(target.unit) }}</b><span>RMSE, the typical error</span></div>
-<div class="card"><b>{{ own.bias | quantity(target.unit) }}</b><span>bias</span></div>
+<div class="card"><b>{{ own.bias | quantity(target.unit, 2) }}</b><span>bias</span></div>
 {% if own.coverage_90 is defined %}
 <div class="card"><b>{{ own.coverage_90 | share }}</b><span>within the 90 % interval</span></div>
 {% endif %}
@@ -383,7 +386,7 @@ footer { color: var(--soft); font-size: 13.5px; padding: 4px 32px; }
 <div class="scroll">
 <table>
 <tr><th>method</th><th>R²</th><th>RMSE</th><th>MAE</th><th>bias</th><th>RPD</th><th>RPIQ</th>
-<th>in 90 % interval</th><th>its mean width</th></tr>
+<th>in 90 % interval</th><th>width</th></tr>
 {% for row in target.results %}
 <tr{% if loop.first %} class="own"{% endif %}><td>{{ row.method }}</td><td>{{ row.r2 | decimals }}</td>
 <td>{{ row.rmse | number }}</td><td>{{ row.mae | number }}</td><td>{{ row.bias | number }}</td>

@@ -38,7 +38,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -294,6 +294,7 @@ def start_model(encoder, spectra: Spectra, units: list[str], model: ModelArgumen
 
     if training.method == "auto":
         return finetuning_xrf.adapt(encoder, spectra.fitted, targets, units, seed)
+    encoder = getattr(encoder, "xrf", encoder)
 
     adapted = finetuning_xrf.regression_model(
         encoder, targets, units, spectra.fitted.labels, model.pooling, model.regression_loss
@@ -442,7 +443,7 @@ def run_on_corpus(model_arguments, data, training, output, encoder, feature_extr
         "ridge": RidgeBaseline(data.targets).fit(spectra.drawn.counts, spectra.drawn.labels, spectra.drawn.groups),
     }
     model = start_model(encoder, spectra, units, model_arguments, data.targets, training, data.seed)
-    folder = claim_folder(model_arguments, data, training, output)
+    folder = claim_folder(data, output, model_arguments, training)
     step = None
     if trains(training):
         logging_dir = None if output.trackers == "none" else Path(output.logging_dir or folder / "logs")
@@ -475,14 +476,14 @@ def trains(training: MethodArguments) -> bool:
     return training.method in ("lora", "full")
 
 
-def claim_folder(*arguments) -> Path:
+def claim_folder(data: DataArguments, output: OutputArguments, *others) -> Path:
     """The folder of the run, which from now on is this run's."""
     from files_xrf import claim_run_folder
 
-    options = {name: value for part in arguments for name, value in asdict(part).items()}
-    folder = options["output_dir"]
+    options = {name: value for part in (data, output, *others) for name, value in asdict(part).items()}
+    folder = output.output_dir
     if folder is None:
-        name = "-".join([Path(options["dataset"]).stem, *options["targets"]])
+        name = "-".join([Path(data.dataset).stem, *data.targets])
         places = (f"runs/{re.sub(r'[^A-Za-z0-9]+', '-', name)}{suffix}" for suffix in numbered())
         folder = next(place for place in places if not Path(place).exists())
     return claim_run_folder(folder, "run_regression.py", options)
@@ -521,15 +522,13 @@ def save_model(folder: Path, model, feature_extractor, summary, figures, model_a
 
 def read_table(data: DataArguments, options: TableArguments) -> "LaboratoryTable":
     """The table and its spectra, and on the terminal how they were found."""
-    from dataclasses import replace
-
     from dataset_builder import ColumnMapping
     from laboratory_xrf import read_laboratory_table
 
     if data.num_labels is not None:
         raise ValueError("num_labels draws from a corpus; leave labels out of the table instead.")
     mapping = ColumnMapping.from_json(options.column_mapping) if options.column_mapping else None
-    calibration = {name: getattr(options, name) for name in ("gain_kev", "offset_kev", "tube_kv")}
+    calibration = {"gain_kev": options.gain_kev, "offset_kev": options.offset_kev, "tube_kv": options.tube_kv}
     table = read_laboratory_table(
         data.dataset, data.targets, options.spectra, options.features, options.group_column, mapping, calibration
     )
@@ -635,11 +634,11 @@ def run_on_table(model_arguments, data, options, training, output) -> None:
     groups = None if table.data.groups is None else table.data.groups[learnt]
     method.fit([measurements[row] for row in learnt], table.data.targets[learnt], groups)
     said = method.answers(measurements) if adapt_to else Answers(*method.predict(measurements))
-    for everywhere, out_of_group in ((said.values, own.values), *interval_pairs(said, own)):
-        everywhere[own.rows] = out_of_group
+    honest = replace_rows(said, own, own.rows)
+    said = replace_rows(said, own, np.intersect1d(own.rows, labelled))  # the others are best known to the final model
 
-    folder = claim_folder(model_arguments, data, options, training, output)
-    figures = draw_table(table, own.rows, learnt, said.values, said.intervals.get(0.9), folder)
+    folder = claim_folder(data, output, model_arguments, options, training)
+    figures = draw_table(table, own.rows, learnt, honest.values, honest.intervals.get(0.9), folder)
     summary = {
         "method": training.method if adapt_to else "gaussian process",
         "model": adapt_to and (model_arguments.base_model_id or model_arguments.model_name_or_path),
@@ -657,11 +656,12 @@ def run_on_table(model_arguments, data, options, training, output) -> None:
     if adapt_to:
         parity = [Path(drawn[0].path).name for drawn in figures]
         save_model(folder, method.model_, feature_extractor, summary, parity, model_arguments, training, output)
-    write_predictions(folder / "predictions.csv", table, own.rows, said.values, said.intervals, said.unfamiliar)
+    tested = np.intersect1d(own.rows, labelled)
+    write_predictions(folder / "predictions.csv", table, tested, said.values, said.intervals, said.unfamiliar)
     write_json(folder / "metrics.json", summary)
     write_text(folder / "results.md", markdown_table(results) + "\n")
     commands = next_commands(table, data, options, folder)
-    rows = (said.values, said.unfamiliar, own.rows, learnt)
+    rows = (said.values, said.unfamiliar, tested, learnt)
     write_report(
         folder / "report.html", table_report(table, validation.description, summary, *rows, figures, commands)
     )  # last: the run is complete
@@ -669,10 +669,22 @@ def run_on_table(model_arguments, data, options, training, output) -> None:
     print(f"Written to {folder}: report.html, predictions.csv, metrics.json{', model/' if adapt_to else ''}")
 
 
-def interval_pairs(said, own):
-    """Ends of intervals of all rows and of the rows predicted out of group, side by side."""
-    for coverage, ends in said.intervals.items():
-        yield from zip(ends, own.intervals[coverage])
+def replace_rows(said, out_of_group, rows):
+    """A copy of the final model's `Answers` of all rows in which some are those of models that had not seen them."""
+    import numpy as np
+
+    places = np.searchsorted(out_of_group.rows, rows)
+
+    def replaced(everywhere, others):
+        everywhere = everywhere.copy()
+        everywhere[rows] = others[places]
+        return everywhere
+
+    intervals = {
+        coverage: tuple(replaced(*ends) for ends in zip(both, out_of_group.intervals[coverage]))
+        for coverage, both in said.intervals.items()
+    }
+    return replace(said, values=replaced(said.values, out_of_group.values), intervals=intervals)
 
 
 def next_commands(table: "LaboratoryTable", data, options: TableArguments, folder: Path) -> list[tuple[str, str]]:
@@ -690,11 +702,11 @@ def next_commands(table: "LaboratoryTable", data, options: TableArguments, folde
 
 
 def load_base(model_arguments: ModelArguments):
-    """The pretrained encoder, on a GPU where there is one, and its feature extractor; fills in the default name."""
+    """The pretrained model, on a GPU where there is one, and its feature extractor; fills in the default name."""
     import torch
 
     from feature_extraction_xrf import XRFFeatureExtractor
-    from finetuning_xrf import load_encoder
+    from finetuning_xrf import load_pretrained
 
     if model_arguments.model_name_or_path is None:
         if not DEFAULT_MODEL.is_dir():
@@ -703,7 +715,7 @@ def load_base(model_arguments: ModelArguments):
             )
         model_arguments.model_name_or_path = str(DEFAULT_MODEL)
     base, revision = model_arguments.model_name_or_path, model_arguments.model_revision
-    encoder = load_encoder(base, revision).to("cuda" if torch.cuda.is_available() else "cpu")
+    encoder = load_pretrained(base, revision).to("cuda" if torch.cuda.is_available() else "cpu")
     return encoder, XRFFeatureExtractor.from_pretrained(base, revision=revision)
 
 

@@ -34,7 +34,7 @@ tags: [xrf]
 ---
 # A small model
 """
-QUICK = ["--epochs", "1", "--patience", "0", "--trackers", "none"]
+QUICK = ["--method", "lora", "--epochs", "1", "--patience", "0", "--trackers", "none"]
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +222,8 @@ def test_without_a_validation_split_whole_cores_of_the_draw_are_set_aside(
 
 
 def test_a_run_without_a_validation_split_says_where_its_stopping_labels_came_from(script, arguments, tmp_path):
-    script.main(arguments("--validation_split", "none", "--epochs", "2", "--num_labels", "40", "--trackers", "none"))
+    options = ["--method", "lora", "--epochs", "2", "--trackers", "none"]
+    script.main(arguments("--validation_split", "none", "--num_labels", "40", *options))
     summary = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert summary["stopping_labels"] == {"number": 10, "set_aside": True} and summary["num_labels"] == 40
     assert {row["split"] for row in summary["results"]} == {"test"}
@@ -286,7 +287,13 @@ def test_baselines_are_fitted_to_the_same_draw(script, arguments, splits, tmp_pa
 def test_every_argument_is_used(script):
     declared = [
         field.name
-        for part in (script.ModelArguments, script.DataArguments, script.MethodArguments, script.OutputArguments)
+        for part in (
+            script.ModelArguments,
+            script.DataArguments,
+            script.TableArguments,
+            script.MethodArguments,
+            script.OutputArguments,
+        )
         for field in dataclasses.fields(part)
     ]
     read = {node.attr for node in ast.walk(ast.parse(SCRIPT.read_text())) if isinstance(node, ast.Attribute)}
