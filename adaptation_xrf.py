@@ -1,0 +1,339 @@
+"""Few-label adaptation: a Gaussian process whose prior mean is what the pretrained model says already.
+
+For each target, its labels (or their logarithms) are modelled as
+
+    label = prior + bias + slope + predictions + embedding + spectrum + group + noise
+
+`prior` is the pretrained model's own prediction where it knows the target, and the labels' mean where it does not.
+Every other term is a Gaussian process with a linear kernel and a variance of its own; the variances are the most
+probable ones given the labels (Rasmussen & Williams 2006, sections 2.7 and 5.4). Without labels the result is the
+prior, a few shift it, many let embedding and spectrum say where they know better. `group` is what the spectra of one
+core or formation have in common, so that many spectra of one do not pass for many samples.
+
+All terms are linear in the embedding and the scaled spectrum, so the result is an ordinary [`XRFForRegression`] with
+`spectrum_skip`. Its intervals come from the errors of leaving out each group, or each spectrum where there are none.
+
+N = spectra, D = hidden size, L = channels, T = targets, K = targets of the pretrained model. A missing laboratory
+value is NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+
+from calibration_xrf import COVERAGES, embedding_covariance, fit_familiarity, interval_half_widths, write_familiarity
+from finetuning_xrf import ROWS_IN_A_BATCH, VALID_RANGES, LabelledSpectra, embed
+from modeling_xrf import XRFForRegression, XRFModel
+
+# Prior medians of the terms' standard deviations: of ln(value) for a target that the pretrained model knows, else as a
+# share of the labels' own standard deviation. The logarithm of each is normal with `LN_SD_SPREAD`.
+KNOWN_SD = {
+    "bias": 0.3, "slope": 0.15, "predictions": 0.15, "embedding": 0.1, "spectrum": 0.15, "group": 0.1, "noise": 0.1
+}  # fmt: skip
+UNKNOWN_SD = {
+    "bias": 1.0, "slope": 0.0, "predictions": 0.5, "embedding": 0.5, "spectrum": 0.5, "group": 0.2, "noise": 0.2
+}  # fmt: skip
+LN_SD_SPREAD = 1.0
+LARGEST_LN_SD_CHANGE = 4.0
+MOST_LABELS = 2000  # of one target; of more, this many are drawn, for time and memory
+# What a wt% counts in other units; where labels have another one, the model does not know the target.
+PER_WEIGHT_PERCENT = {"wt%": 1.0, "%": 1.0, "g/kg": 10.0, "ppm": 1e4, "mg/kg": 1e4, "ug/g": 1e4, "µg/g": 1e4}
+DECADE = 10.0  # labels that are positive and span more than this factor are fitted by their logarithms
+
+
+def adapt(
+    base: XRFForRegression | XRFModel,
+    spectra: LabelledSpectra,
+    target_names: Sequence[str],
+    target_units: Sequence[str],
+    seed: int = 0,
+) -> XRFForRegression:
+    """A new regression model that predicts the targets with intervals; the base is not changed.
+
+    A target whose name the base predicts too (and whose unit is a mass share) has the base's prediction as its prior
+    and needs no label; another one needs two.
+
+    Args:
+        base: pretrained model or encoder.
+        spectra ([`LabelledSpectra`]): N spectra, of which some may have no label; they still count as familiar.
+        target_names, target_units (`Sequence[str]`): of the T columns of labels.
+        seed (`int`): of the draw where there are more than `MOST_LABELS` labels.
+
+    Raises:
+        ValueError: a target has too few labels.
+    """
+    labels = spectra.labels.double().numpy()
+    known = [_known_row(base, name, unit) for name, unit in zip(target_names, target_units, strict=True)]
+    for name, row, column in zip(target_names, known, labels.T, strict=True):
+        found = np.unique(column[~np.isnan(column)])
+        if row is None and len(found) < 2:
+            raise ValueError(
+                f"{name} is no target of the pretrained model and has {len(found)} different labels; give two or more."
+            )
+    if np.isnan(labels).all():
+        return _without_labels(base, target_names, target_units, known)
+    rng = np.random.default_rng(seed)
+    columns = [_Column.of(column, row is not None, rng) for row, column in zip(known, labels.T, strict=True)]
+    model = _new_model(base, target_names, target_units, columns)
+    embeddings = embed(model, spectra, ROWS_IN_A_BATCH)
+    fits = [
+        _fit(column, row, unit, base, embeddings, spectra)
+        for column, row, unit in zip(columns, known, target_units, strict=True)
+    ]
+    _write(model, fits)
+    if len(embeddings) > 2:
+        center, whitening, model.config.familiarity_threshold = fit_familiarity(embeddings, embedding_covariance(base))
+        write_familiarity(model, center, whitening)
+    return model
+
+
+def _known_row(base, name: str, unit: str) -> int | None:
+    """Which target of the base predicts ln(value) of this one, but for the unit; `None` if there is none."""
+    if isinstance(base, XRFModel) or unit not in PER_WEIGHT_PERCENT or name not in base.config.target_names:
+        return None
+    row = base.config.target_names.index(name)
+    config = base.config
+    return row if (config.target_transform[row], config.target_units[row]) == ("log", "wt%") else None
+
+
+@dataclass(frozen=True)
+class _Column:
+    """The labels of one target that are used: their rows `(n,)` and values `(n,)`, transformed."""
+
+    rows: np.ndarray
+    labels: np.ndarray
+    is_log: bool
+
+    @classmethod
+    def of(cls, labels: np.ndarray, is_known: bool, rng) -> _Column:
+        present = ~np.isnan(labels)
+        positive = present & (np.nan_to_num(labels) > 0)
+        values = labels[positive]
+        is_log = is_known or bool((positive == present).all() and values.max() > DECADE * values.min())
+        rows = np.flatnonzero(positive if is_log else present)  # a zero is below detection, where logarithms are asked
+        if len(rows) > MOST_LABELS:
+            rows = np.sort(rng.choice(rows, MOST_LABELS, replace=False))
+        return cls(rows, np.log(labels[rows]) if is_log else labels[rows], is_log)
+
+
+def _copied_config(base, target_names, target_units, **fields):
+    ranges = [VALID_RANGES.get(unit, (None, None)) for unit in target_units]
+    fields = {
+        "target_names": list(target_names),
+        "target_units": list(target_units),
+        "target_min": [lower for lower, _ in ranges],
+        "target_max": [upper for _, upper in ranges],
+        **fields,
+    }
+    return type(base.config).from_dict({**base.config.to_dict(), "architectures": None}, **fields)
+
+
+def _around_encoder(base, config) -> XRFForRegression:
+    model = XRFForRegression(config)
+    encoder = base if isinstance(base, XRFModel) else base.xrf
+    model.xrf.load_state_dict(encoder.state_dict())
+    return model.to(encoder.device)
+
+
+def _without_labels(base, target_names, target_units, known) -> XRFForRegression:
+    """The base's own rows for these targets, in these units, with its own intervals and familiarity."""
+    own = base.config
+    rows = np.array(known)
+    shifts = [float(np.log(PER_WEIGHT_PERCENT[unit])) for unit in target_units]
+    config = _copied_config(
+        base,
+        target_names,
+        target_units,
+        target_transform=["log"] * len(rows),
+        target_mean=[own.target_mean[row] + shift for row, shift in zip(rows, shifts, strict=True)],
+        target_std=[own.target_std[row] for row in rows],
+        regression_loss=own.regression_loss,
+        spectrum_skip=own.spectrum_skip,
+        pooling=own.pooling,
+        interval_coverages=own.interval_coverages,
+        interval_factors=own.interval_factors and [[factors[row] for row in rows] for factors in own.interval_factors],
+        familiarity_threshold=own.familiarity_threshold,
+        calibration=own.calibration,
+    )
+    model = _around_encoder(base, config)
+    outputs = rows if own.regression_loss == "mse" else np.concatenate([rows, rows + len(own.target_names)])
+    with torch.no_grad():
+        model.head.weight.copy_(base.head.weight[outputs])
+        model.head.bias.copy_(base.head.bias[outputs])
+        if own.spectrum_skip:
+            model.spectrum_head.weight.copy_(base.spectrum_head.weight[rows])
+    if own.familiarity_threshold is not None:
+        model.familiarity.load_state_dict(base.familiarity.state_dict())
+    return model
+
+
+def _new_model(base, target_names, target_units, columns: Sequence[_Column]) -> XRFForRegression:
+    """A model whose heads are still to be written; targets are standardised by their labels."""
+    config = _copied_config(
+        base,
+        target_names,
+        target_units,
+        target_transform=["log" if column.is_log else "linear" for column in columns],
+        target_mean=[float(column.labels.mean()) if len(column.labels) else 0.0 for column in columns],
+        target_std=[float(np.std(column.labels)) or 1.0 if len(column.labels) else 1.0 for column in columns],
+        regression_loss="mse",
+        spectrum_skip=True,
+        pooling="mean",
+        interval_coverages=list(COVERAGES),
+        interval_factors=[[1.0] * len(columns) for _ in COVERAGES],
+        familiarity_threshold=1.0,
+    )
+    return _around_encoder(base, config)
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """A target as a linear function, in transformed units: of the embedding `(D,)`, of the spectrum `(L,)`, constant;
+    and half widths of its intervals `(coverages,)`."""
+
+    weight: np.ndarray
+    spectrum_weight: np.ndarray
+    constant: float
+    half_widths: np.ndarray
+
+
+def _fit(column: _Column, row: int | None, unit: str, base, embeddings, spectra: LabelledSpectra) -> _Fit:
+    """One target. Every term is `A A'` of centred features A `(n, k)`; its posterior mean has the weights
+    `variance A' alpha` with `alpha = (covariance of labels)^-1 (label - prior)`."""
+    spectrum = spectra.input_values.double().numpy()
+    size, length = embeddings.shape[1], spectrum.shape[1]
+    prior_weight, prior_spectrum, prior_constant = np.zeros(size), np.zeros(length), 0.0
+    if row is not None:
+        weight, skip, bias = _heads(base)
+        std = base.config.target_std[row]
+        prior_weight, prior_spectrum = std * weight[row], std * skip[row]
+        prior_constant = std * bias[row] + base.config.target_mean[row] + np.log(PER_WEIGHT_PERCENT[unit])
+        predictions = embeddings @ weight.T + spectrum @ skip.T
+    elif len(column.labels):
+        prior_constant = column.labels.mean()
+    if len(column.labels) == 0:
+        half_widths = interval_half_widths([], np.linalg.norm(list(KNOWN_SD.values())))
+        return _Fit(prior_weight, prior_spectrum, prior_constant, half_widths)
+
+    rows = column.rows
+    centers = embeddings[rows].mean(axis=0), spectrum[rows].mean(axis=0)
+    embedding, spectrum = embeddings[rows] - centers[0], spectrum[rows] - centers[1]
+    own = embedding @ prior_weight + spectrum @ prior_spectrum
+    residual = column.labels - own - (centers[0] @ prior_weight + centers[1] @ prior_spectrum + prior_constant)
+    features = {
+        "bias": np.ones((len(rows), 1)),
+        "slope": own[:, None],
+        "embedding": embedding / _root_mean_square(embedding),
+        "spectrum": spectrum / _root_mean_square(spectrum),
+    }
+    if row is not None:
+        features["predictions"] = (predictions[rows] - predictions[rows].mean(axis=0)) / np.sqrt(len(weight))
+    groups = None if spectra.groups is None else np.asarray(spectra.groups)[rows]
+    scale = {name: sd * np.std(column.labels) for name, sd in UNKNOWN_SD.items()} if row is None else KNOWN_SD
+    variances, covariance = most_probable_variances(features, groups, residual, scale)
+    inverse = np.linalg.inv(covariance)
+    alpha = inverse @ residual
+
+    posterior = {name: variances[name] * (values.T @ alpha) for name, values in features.items()}
+    weight_change = posterior["embedding"] / _root_mean_square(embedding)
+    spectrum_change = posterior["spectrum"] / _root_mean_square(spectrum)
+    if row is not None:
+        mixture = posterior["predictions"] / np.sqrt(len(weight))
+        weight_change += mixture @ weight + posterior["slope"] * prior_weight
+        spectrum_change += mixture @ skip + posterior["slope"] * prior_spectrum
+    errors, expected_sd = left_out_errors(inverse, alpha, groups)
+    return _Fit(
+        prior_weight + weight_change,
+        prior_spectrum + spectrum_change,
+        prior_constant + posterior["bias"][0] - centers[0] @ weight_change - centers[1] @ spectrum_change,
+        interval_half_widths(errors, expected_sd),
+    )
+
+
+def _heads(base: XRFForRegression) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The base's standardised predictions as linear functions: weights `(K, D)`, of the spectrum `(K, L)`, bias
+    `(K,)`."""
+    number = len(base.config.target_names)
+    skip = np.zeros((number, base.config.spectrum_length))
+    if base.config.spectrum_skip:
+        skip = base.spectrum_head.weight.detach().double().cpu().numpy()
+    weight, bias = (values.detach().double().cpu().numpy()[:number] for values in (base.head.weight, base.head.bias))
+    return weight, skip, bias
+
+
+def _root_mean_square(features: np.ndarray) -> float:
+    """Root of the mean squared norm of the rows; 1 where all are zero, as those of a single spectrum are."""
+    size = float(np.sqrt(np.mean(np.sum(features**2, axis=1))))
+    return size if size > 0 else 1.0
+
+
+def most_probable_variances(features: dict, groups, residual: np.ndarray, prior_sd: dict) -> tuple[dict, np.ndarray]:
+    """The variances of all terms that are most probable given the residuals, and the covariance they give.
+
+    The logarithm of each standard deviation has a normal prior around that of `prior_sd`.
+
+    Args:
+        features (`dict[str, np.ndarray]`): term -> features `(n, k)`.
+        groups (`np.ndarray` of shape `(n,)`, *optional*): of the term `group`.
+        residual (`np.ndarray` of shape `(n,)`): labels less their prior mean.
+        prior_sd (`dict[str, float]`): of the terms and of `group` and `noise`; a term with 0 is left out.
+
+    Returns:
+        variance of each term, and the covariance `(n, n)` of the residuals, noise included.
+    """
+    kernels = {name: values @ values.T for name, values in features.items()}
+    if groups is not None:
+        kernels["group"] = (groups[:, None] == groups).astype(np.float64)
+    kernels["noise"] = np.eye(len(residual))
+    names = [name for name in kernels if prior_sd[name] > 0]
+    stack = np.stack([kernels[name] for name in names])
+    start = np.log([prior_sd[name] for name in names])
+
+    def loss(ln_sd):
+        variances = np.exp(2 * ln_sd)
+        covariance = np.tensordot(variances, stack, 1)
+        root = np.linalg.cholesky(covariance)
+        inverse_root = np.linalg.inv(root)
+        inverse = inverse_root.T @ inverse_root
+        alpha = inverse @ residual
+        change = (ln_sd - start) / LN_SD_SPREAD
+        value = 0.5 * residual @ alpha + np.log(np.diag(root)).sum() + 0.5 * change @ change
+        slopes = np.einsum("tij,ij->t", stack, inverse) - np.einsum("tij,i,j->t", stack, alpha, alpha)
+        return value, slopes * variances + change / LN_SD_SPREAD
+
+    bounds = [(value - LARGEST_LN_SD_CHANGE, value + LARGEST_LN_SD_CHANGE) for value in start]
+    variances = np.exp(2 * minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x)
+    found = dict.fromkeys(kernels, 0.0) | dict(zip(names, variances.tolist(), strict=True))
+    return found, np.tensordot(variances, stack, 1)
+
+
+def left_out_errors(inverse: np.ndarray, alpha: np.ndarray, groups) -> tuple[np.ndarray, float]:
+    """Errors `(n,)` of the labels of each group, or each label without groups, when all of the group are left out, and
+    the root mean variance that the process expects of them.
+
+    With the inverse covariance P and alpha = P residual, leaving out the rows g gives them the errors
+    `P_gg^-1 alpha_g` with the covariance `P_gg^-1` (Rasmussen & Williams 2006, equation 5.12, for several rows).
+    """
+    groups = np.arange(len(alpha)) if groups is None or len(np.unique(groups)) < 2 else groups
+    errors, variances = np.empty(len(alpha)), np.empty(len(alpha))
+    for group in np.unique(groups):
+        rows = np.flatnonzero(groups == group)
+        covariance = np.linalg.inv(inverse[np.ix_(rows, rows)])
+        errors[rows], variances[rows] = covariance @ alpha[rows], np.diag(covariance)
+    return errors, float(np.sqrt(variances.mean()))
+
+
+@torch.no_grad()
+def _write(model: XRFForRegression, fits: Sequence[_Fit]) -> None:
+    """Put the linear functions and the intervals into the model."""
+    mean, std = np.array(model.config.target_mean), np.array(model.config.target_std)
+    model.head.weight.copy_(torch.from_numpy(np.stack([fit.weight for fit in fits]) / std[:, None]))
+    model.head.bias.copy_(torch.from_numpy((np.array([fit.constant for fit in fits]) - mean) / std))
+    model.spectrum_head.weight.copy_(torch.from_numpy(np.stack([fit.spectrum_weight for fit in fits]) / std[:, None]))
+    factors = np.stack([fit.half_widths for fit in fits], axis=1) / std
+    model.config.interval_factors = factors.tolist()

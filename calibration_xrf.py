@@ -1,0 +1,101 @@
+"""What makes an answer honest: prediction intervals from errors that were really made, and the distance at which a
+spectrum is no longer like those a model knows.
+
+N = spectra, D = hidden size, T = targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy.stats import norm
+
+from modeling_xrf import XRFForRegression
+
+COVERAGES = (0.8, 0.9)
+# Errors that the model expects are counted beside those it made, as if this many had been made: they decide where
+# there are few or none.
+EXPECTED_ERRORS = 4.0
+QUANTILES = np.linspace(0.5, 1, 41)[:-1] + 0.00625  # of the normal distribution that stands for expected errors
+RIDGE_SHARE = 1e-3  # of the mean variance of embeddings, added to every variance
+MOST_LEFT_OUT = 300  # spectra that are left out one by one to learn how far familiar ones lie
+FAMILIAR_SD = 3.0  # standard deviations of ln(distance) of familiar spectra up to the threshold
+
+
+def interval_half_widths(errors, expected_sd: float, coverages: Sequence[float] = COVERAGES) -> np.ndarray:
+    """Half widths of intervals that hold future errors with the given probabilities.
+
+    With many errors this is split (or, for errors of leaving out, cross) conformal prediction: the smallest of the n
+    absolute errors that at least `coverage (n + 1)` of them do not exceed (Lei et al. 2018, J. Am. Stat. Assoc. 113,
+    1094-1111; Barber et al. 2021, Ann. Stat. 49, 486-507). Few errors are filled up with `EXPECTED_ERRORS` ones from a
+    normal distribution with `expected_sd`, so that any number of them, also none, gives a width.
+
+    Args:
+        errors (array-like of shape `(n,)`): of spectra that were not learnt from.
+        expected_sd (`float`): standard deviation that the model itself expects of errors.
+
+    Returns:
+        `np.ndarray` of shape `(coverages,)`
+    """
+    made = np.abs(np.asarray(errors, dtype=np.float64))
+    expected = expected_sd * norm.ppf(QUANTILES)
+    sizes = np.concatenate([made, expected])
+    weights = np.concatenate([np.ones(len(made)), np.full(len(expected), EXPECTED_ERRORS / len(expected))])
+    order = np.argsort(sizes)
+    reached = np.cumsum(weights[order])
+    wanted = np.asarray(coverages) * (len(made) + 1 + EXPECTED_ERRORS)
+    places = np.minimum(np.searchsorted(reached, wanted - 1e-9), len(sizes) - 1)
+    return sizes[order][places]
+
+
+def fit_familiarity(embeddings: np.ndarray, like: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, float]:
+    """Centre, whitening and threshold of the familiar: Mahalanobis' distance, with a covariance that few spectra have
+    in part from elsewhere (as many spectra's worth as there are dimensions).
+
+    Args:
+        embeddings (`np.ndarray` of shape `(N, D)`): of at least two familiar spectra.
+        like (`np.ndarray` of shape `(D, D)`, *optional*): a covariance of embeddings of many other spectra, whose
+            shape, not size, is taken over; by default a multiple of the unit matrix.
+
+    Returns:
+        centre `(D,)`, whitening `(D, D)` and the distance beyond which a spectrum is unfamiliar: three standard
+        deviations of ln(distance) above the mean of spectra that were left out.
+    """
+    embeddings = np.asarray(embeddings, dtype=np.float64)
+    number, size = embeddings.shape
+    shape = np.eye(size) if like is None else like
+    center = embeddings.mean(axis=0)
+    scatter = (embeddings - center).T @ (embeddings - center)
+    shape = shape * (np.trace(scatter) / max(number - 1, 1)) / np.trace(shape)
+    shape = shape + RIDGE_SHARE * np.trace(shape) / size * np.eye(size)
+
+    def precision(scatter, number):
+        return np.linalg.inv((scatter + size * shape) / (number - 1 + size))
+
+    distances = []
+    for row in np.linspace(0, number - 1, min(number, MOST_LEFT_OUT)).astype(int):
+        offset = embeddings[row] - center
+        others = scatter - number / (number - 1) * np.outer(offset, offset)  # about the centre of the others
+        offset = offset * number / (number - 1)  # from it
+        distances.append(np.sqrt(offset @ np.linalg.solve((others + size * shape) / (number - 2 + size), offset)))
+    ln_distances = np.log(np.maximum(distances, 1e-12))
+    threshold = float(np.exp(ln_distances.mean() + FAMILIAR_SD * ln_distances.std()))
+    values, vectors = np.linalg.eigh(precision(scatter, number))
+    return center, np.sqrt(np.maximum(values, 0))[:, None] * vectors.T, threshold
+
+
+def embedding_covariance(model) -> np.ndarray | None:
+    """The covariance `(D, D)` behind a model's own familiarity; `None` without one."""
+    if getattr(model, "familiarity", None) is None:
+        return None
+    whitening = model.familiarity.whitening.double().cpu().numpy()
+    return np.linalg.inv(whitening.T @ whitening)
+
+
+@torch.no_grad()
+def write_familiarity(model: XRFForRegression, center: np.ndarray, whitening: np.ndarray) -> None:
+    """Put a fitted familiarity into a model that has the module for it."""
+    model.familiarity.center.copy_(torch.from_numpy(center))
+    model.familiarity.whitening.copy_(torch.from_numpy(whitening))
