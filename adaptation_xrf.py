@@ -26,9 +26,9 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 
-from calibration_xrf import COVERAGES, embedding_covariance, fit_familiarity, interval_half_widths, write_familiarity
 from finetuning_xrf import ROWS_IN_A_BATCH, VALID_RANGES, LabelledSpectra, embed
 from modeling_xrf import XRFForRegression, XRFModel
+from reliability_xrf import COVERAGES, embedding_covariance, interval_half_widths, make_familiar
 
 # Prior medians of the terms' standard deviations: of ln(value) for a target that the pretrained model knows, else as a
 # share of the labels' own standard deviation. The logarithm of each is normal with `LN_SD_SPREAD`.
@@ -87,8 +87,7 @@ def adapt(
     ]
     _write(model, fits)
     if len(embeddings) > 2:
-        center, whitening, model.config.familiarity_threshold = fit_familiarity(embeddings, embedding_covariance(base))
-        write_familiarity(model, center, whitening)
+        make_familiar(model, embeddings, embedding_covariance(base))
     return model
 
 
@@ -186,7 +185,8 @@ def _new_model(base, target_names, target_units, columns: Sequence[_Column]) -> 
         pooling="mean",
         interval_coverages=list(COVERAGES),
         interval_factors=[[1.0] * len(columns) for _ in COVERAGES],
-        familiarity_threshold=1.0,
+        familiarity_threshold=None,
+        calibration=None,
     )
     return _around_encoder(base, config)
 

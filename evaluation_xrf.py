@@ -145,6 +145,23 @@ def relative_ln_rmse(predictions, references) -> float:
     return regression_metrics(predictions, references)["rmse"] / spread if spread > 0 else float("nan")
 
 
+def ln_agreement(predictions, references) -> tuple[float, float]:
+    """
+    Whether predictions of one target follow its laboratory values, whatever their scale: the correlation (Pearson's r)
+    of ln(prediction) with ln(reference), and the scale itself, the median of prediction / reference.
+
+    NaN for fewer than two references, and r for constant ones; shapes and errors as in `ln_rmse`.
+    """
+    predictions, references = _logarithms(predictions, references)
+    labelled = ~np.isnan(references)
+    predictions, references = predictions[labelled], references[labelled]
+    if len(references) < 2:
+        return float("nan"), float("nan")
+    varies = np.ptp(predictions) > 0 and np.ptp(references) > 0
+    r = float(np.corrcoef(predictions, references)[0, 1]) if varies else float("nan")
+    return r, float(np.exp(np.median(predictions - references)))
+
+
 def mean_relative_ln_rmse(predictions, references) -> float:
     """`relative_ln_rmse` averaged over the T targets: predictions and references of shape `(N, T)`."""
     columns = zip(np.transpose(predictions), np.transpose(references), strict=True)

@@ -162,6 +162,15 @@ def labelled_spectra(
         ValueError: a spectrum that the feature extractor refuses.
     """
     spectra = list(spectra)
+    if not spectra:
+        length = feature_extractor.spectrum_length
+        return LabelledSpectra(
+            input_values=torch.zeros(0, length),
+            attention_mask=torch.zeros(0, length // feature_extractor.patch_size, dtype=torch.long),
+            labels=torch.zeros(0, np.shape(labels)[1]),
+            counts=np.zeros((0, length), dtype=np.float32),
+            groups=groups,
+        )
     features = feature_extractor(spectra)
     calibration = ([getattr(spectrum, name) for spectrum in spectra] for name in ("gain_kev", "offset_kev"))
     counts, _ = feature_extractor.rebin([spectrum.counts for spectrum in spectra], *calibration)
@@ -544,12 +553,17 @@ class AdaptedModel:
     Args:
         adapt_to: function of [`LabelledSpectra`] that returns a new regression model.
         feature_extractor: of the pretrained encoder.
+        least_labels (`int`): that it needs.
     """
 
-    least_labels = MIN_LABELS
-
-    def __init__(self, adapt_to: Callable[[LabelledSpectra], torch.nn.Module], feature_extractor: XRFFeatureExtractor):
+    def __init__(
+        self,
+        adapt_to: Callable[[LabelledSpectra], torch.nn.Module],
+        feature_extractor: XRFFeatureExtractor,
+        least_labels: int = MIN_LABELS,
+    ):
         self.adapt_to, self.feature_extractor = adapt_to, feature_extractor
+        self.least_labels = least_labels
 
     def fit(self, spectra: Sequence[Spectrum], targets, groups=None) -> AdaptedModel:
         """Fits to spectra, targets `(N, T)` and groups `(N,)`."""

@@ -4,10 +4,10 @@
     XRF_REAL_DATA=path/to/spectra python benchmarks/few_labels.py --protocols instruments
     python benchmarks/few_labels.py --tables
 
-Without options: all sets, all protocols but `five_fold`, all methods. Every choice of a method is made inside the
-training part of a split (`protocols_xrf`). Targets of a real set are the elements determined in all its samples, in
-wt%. A row per target is appended to `benchmarks/few_labels.csv` as soon as a method is through; `--tables` prints
-Markdown tables from the last row of each kind.
+Without options: all sets, all protocols but `five_fold`, all methods, among them the ways of adapting the checkpoint
+`--model`. Every choice of a method is made inside the training part of a split (`protocols_xrf`). Targets of a real
+set are the elements determined in all its samples, in wt%. A row per target is appended to `benchmarks/few_labels.csv`
+as soon as a method is through; `--tables` prints Markdown tables from the last row of each kind.
 """
 
 import argparse
@@ -30,9 +30,11 @@ COVERAGES = (0.8, 0.9)
 INTERVAL_COLUMNS = [f"{name}_{100 * share:.0f}" for share in COVERAGES for name in ("coverage", "width", "score")]
 COLUMNS = [
     *("date", "commit", "hardware", "set", "protocol", "num_labels", "seed", "method", "target", "n"),
-    *("r2", "rmse", "mae", "bias", "rpd", "rpiq", "ln_rmse", "relative_ln_rmse", *INTERVAL_COLUMNS, "seconds"),
+    *("r2", "rmse", "mae", "bias", "rpd", "rpiq", "ln_rmse", "relative_ln_rmse", "ln_r", "scale", *INTERVAL_COLUMNS),
+    "seconds",
 ]
 KEY = ("set", "protocol", "num_labels", "seed", "method", "target")
+CHECKPOINT = ROOT / "model_cards" / "xrf-tiny"
 # What 15 kV excites and a detector in air sees, of what is determined in all 26 mudrocks; Na and Ba are not seen.
 LIGHT_ELEMENTS = ("Mg", "Al", "Si", "P", "S", "K", "Ca", "Ti", "V", "Cr", "Mn", "Fe")
 SIMULATED = {"num_spectra": 1500, "num_cores": 50, "seed": 41_000}
@@ -100,6 +102,10 @@ def target_values(spectra, names) -> np.ndarray:
 # --- protocols: name -> function of set and options, giving (number of labels, seed, splits) ---
 
 
+def zero_labels(data, options):
+    yield 0, options.seeds[0], [protocols.Split(protocols.NO_ROWS, np.arange(len(data)))]
+
+
 def leave_one_out(data, options):
     yield None, options.seeds[0], protocols.leave_one_out(len(data))
 
@@ -116,7 +122,9 @@ def five_fold(data, options):
 def few_labels(data, options):
     from dataset_builder import split_by_group
 
-    test = np.flatnonzero(split_by_group(data.groups, {"training": 0.8, "test": 0.2}, seed=0) == "test")
+    groups = data.samples if data.groups is None else data.groups
+    share = {"training": 0.8, "test": 0.2} if len(data) > 100 else {"training": 0.65, "test": 0.35}
+    test = np.flatnonzero(split_by_group(groups, share, seed=0) == "test")
     for num_labels in (*options.num_labels, None):
         for seed in options.seeds[: 1 if num_labels is None else None]:
             yield num_labels, seed, protocols.few_labels(data.targets, test, num_labels, seed, data.groups)
@@ -137,12 +145,20 @@ def instruments_and_groups(data, options):
 
 PROTOCOLS = {
     function.__name__: function
-    for function in (leave_one_out, leave_group_out, five_fold, few_labels, instruments, instruments_and_groups)
+    for function in (
+        zero_labels,
+        leave_one_out,
+        leave_group_out,
+        five_fold,
+        few_labels,
+        instruments,
+        instruments_and_groups,
+    )  # fmt: skip
 }
 TRANSFER_PROTOCOLS = ("instruments", "instruments_and_groups")
 
 # name -> (loader, the protocols that make sense)
-ONE_INSTRUMENT, BOTH_INSTRUMENTS = ("leave_group_out", "five_fold"), TRANSFER_PROTOCOLS
+ONE_INSTRUMENT, BOTH_INSTRUMENTS = ("zero_labels", "leave_group_out", "five_fold"), TRANSFER_PROTOCOLS
 SETS = {
     "mudrock_light_a": (lambda folder: mudrocks(folder, "light", "a"), ONE_INSTRUMENT),
     "mudrock_light_b": (lambda folder: mudrocks(folder, "light", "b"), ONE_INSTRUMENT),
@@ -150,8 +166,8 @@ SETS = {
     "mudrock_trace_b": (lambda folder: mudrocks(folder, "trace", "b"), ONE_INSTRUMENT),
     "mudrock_light_ab": (lambda folder: mudrocks(folder, "light", "ab"), BOTH_INSTRUMENTS),
     "mudrock_trace_ab": (lambda folder: mudrocks(folder, "trace", "ab"), BOTH_INSTRUMENTS),
-    "obsidian": (obsidians, ("leave_one_out",)),
-    "simulated_cores": (simulated_cores, ("few_labels",)),
+    "obsidian": (obsidians, ("zero_labels", "leave_one_out", "few_labels")),
+    "simulated_cores": (simulated_cores, ("zero_labels", "few_labels")),
 }
 
 
@@ -173,8 +189,58 @@ class Method:
     transfer_only: bool = False
 
 
+class Closed:
+    """The checkpoint without labels, its compositions closed to 100 %: as oxides, carbon dioxide of the carbonate,
+    sulphur and organic carbon."""
+
+    least_labels = 0
+    SHARES = {"CaCO3": 0.44, "S": 1.0, "TOC": 1.0}
+
+    def __init__(self, base, extractor, names):
+        from dataset_builder.simulation.targets import OXIDES
+
+        self.extractor, self.names = extractor, names
+        self.shares = {**dict.fromkeys(OXIDES, 1.0), **self.SHARES}
+        from adaptation_xrf import adapt
+        from finetuning_xrf import AdaptedModel
+
+        wanted = list(dict.fromkeys([*names, *self.shares]))
+        self.model = AdaptedModel(lambda rows: adapt(base, rows, wanted, ["wt%"] * len(wanted)), extractor, 0)
+        self.wanted = wanted
+
+    def fit(self, spectra, targets, groups=None):
+        if len(spectra):
+            raise ValueError("closure is for predictions without labels.")
+        self.model.fit([], np.zeros((0, len(self.wanted))))
+        return self
+
+    def predict(self, spectra):
+        values, _ = self.model.predict(spectra)
+        total = sum(values[:, self.wanted.index(name)] * share for name, share in self.shares.items())
+        return values[:, : len(self.names)] * (100 / total)[:, None]
+
+
+def pretrained_methods(checkpoint: str) -> dict[str, Method]:
+    """The ways of adapting a checkpoint, by name."""
+    from adaptation_xrf import adapt
+    from feature_extraction_xrf import XRFFeatureExtractor
+    from finetuning_xrf import AdaptedModel, load_pretrained
+    from peers_xrf import PooledTransfer
+
+    base, extractor = load_pretrained(checkpoint), XRFFeatureExtractor.from_pretrained(checkpoint)
+
+    def adapted(names, seed):
+        return AdaptedModel(lambda rows: adapt(base, rows, names, ["wt%"] * len(names), seed), extractor, 0)
+
+    return {
+        "pretrained": Method(adapted),
+        "pretrained_closed": Method(lambda names, seed: Closed(base, extractor, names), most_labels=0),
+        "pretrained_pooled": Method(lambda names, seed: PooledTransfer(adapted(names, seed)), transfer_only=True),
+    }
+
+
 def methods() -> dict[str, Method]:
-    """All methods by name, the pretrained ones too."""
+    """The classical methods by name."""
     from cnn_peer_xrf import ConvolutionalPeer
     from evaluation_xrf import MeanBaseline, RidgeBaseline
     from peers_xrf import (
@@ -238,13 +304,14 @@ def makes_sense(method: Method, calibration, protocol: str, num_labels: int | No
 
 def result_rows(data: CalibrationSet, predictions) -> list[dict]:
     """What `evaluation_xrf` says of every target."""
-    from evaluation_xrf import interval_metrics, ln_rmse, regression_metrics, relative_ln_rmse
+    from evaluation_xrf import interval_metrics, ln_agreement, ln_rmse, regression_metrics, relative_ln_rmse
 
     rows = []
     for column, target in enumerate(data.target_names):
         values, references = predictions.values[:, column], data.targets[predictions.rows, column]
         row = {"target": target, **regression_metrics(values, references)}
         row["ln_rmse"], row["relative_ln_rmse"] = ln_rmse(values, references), relative_ln_rmse(values, references)
+        row["ln_r"], row["scale"] = ln_agreement(values, references)
         for share in COVERAGES:
             if share in predictions.intervals:
                 lower, upper = (bound[:, column] for bound in predictions.intervals[share])
@@ -332,11 +399,14 @@ def by_target(rows: list[dict]) -> str:
 
 def main():
     known = methods()
+    pretrained = ("pretrained", "pretrained_closed", "pretrained_pooled")
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS), help="what is measured")
     default = [name for name in PROTOCOLS if name != "five_fold"]
     parser.add_argument("--protocols", nargs="+", choices=PROTOCOLS, default=default, help="where a set allows them")
-    parser.add_argument("--methods", nargs="+", choices=known, default=list(known), help="what is compared")
+    names = [*known, *pretrained]
+    parser.add_argument("--methods", nargs="+", choices=names, default=names, help="what is compared")
+    parser.add_argument("--model", default=str(CHECKPOINT), help="checkpoint that the pretrained methods adapt")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="of draws and of networks")
     parser.add_argument("--num_labels", type=int, nargs="+", default=[0, 5, 10, 25, 50, 100, 500], help="few_labels")
     parser.add_argument("--num_transfer", type=int, nargs="+", default=[0, 5, 10], help="samples on both instruments")
@@ -352,6 +422,8 @@ def main():
     folder = Path(os.environ.get("XRF_REAL_DATA", ROOT.parent / "shared" / "data"))
     if not (folder / "labelled").is_dir() and options.sets != ["simulated_cores"]:
         raise ValueError(f"There are no real spectra in {folder}; name their folder with XRF_REAL_DATA.")
+    if set(options.methods) & set(pretrained):
+        known |= pretrained_methods(options.model)
     origin = provenance()
     for set_name in options.sets:
         load, sensible = SETS[set_name]

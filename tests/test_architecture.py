@@ -33,7 +33,7 @@ FLOORS = {
     "finetuning_xrf": 2,
     "inference_xrf": 2,
     "attribution_xrf": 2,
-    "calibration_xrf": 2,
+    "reliability_xrf": 2,
     "adaptation_xrf": 2,
 }
 # The Hub carries these four; they know each other and nothing else of ours.

@@ -17,6 +17,7 @@ from evaluation_xrf import (
     RidgeBaseline,
     draw_labelled,
     interval_metrics,
+    ln_agreement,
     ln_rmse,
     mean_relative_ln_rmse,
     regression_metric,
@@ -400,3 +401,13 @@ def test_ridge_calibrates_real_mudrocks(real_data):
         predictions[held_out] = baseline.predict(counts[held_out])
     report = regression_report(predictions, targets, ["Si", "Ca"])
     assert report["Si"]["r2"] > 0.9 and report["Ca"]["r2"] > 0.9
+
+
+def test_agreement_of_logarithms_knows_no_scale():
+    references = np.array([1.0, 10.0, 100.0, np.nan, 3.0])
+    assert ln_agreement(2 * references, references) == pytest.approx((1.0, 2.0))
+    r, scale = ln_agreement([3.0, 10.0, 30.0, 5.0, 3.0], references)
+    expected = np.corrcoef(np.log([3.0, 10.0, 30.0, 3.0]), np.log([1.0, 10.0, 100.0, 3.0]))[0, 1]
+    assert (r, scale) == pytest.approx((expected, 1.0))  # ratios 3, 1, 0.3 and 1
+    assert np.isnan(ln_agreement([1.0], [2.0])).all()
+    assert np.isnan(ln_agreement([1.0, 1.0], [2.0, 3.0])[0])

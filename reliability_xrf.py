@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from scipy.stats import norm
 
-from modeling_xrf import XRFForRegression
+from modeling_xrf import XRFFamiliarity, XRFForRegression
 
 COVERAGES = (0.8, 0.9)
 # Errors that the model expects are counted beside those it made, as if this many had been made: they decide where
@@ -86,16 +86,18 @@ def fit_familiarity(embeddings: np.ndarray, like: np.ndarray | None = None) -> t
     return center, np.sqrt(np.maximum(values, 0))[:, None] * vectors.T, threshold
 
 
+def make_familiar(model: XRFForRegression, embeddings: np.ndarray, like: np.ndarray | None = None) -> None:
+    """Let a model tell how far a spectrum lies from those with these embeddings; see `fit_familiarity`."""
+    center, whitening, model.config.familiarity_threshold = fit_familiarity(embeddings, like)
+    model.familiarity = XRFFamiliarity(len(center)).to(model.device)
+    with torch.no_grad():
+        model.familiarity.center.copy_(torch.from_numpy(center))
+        model.familiarity.whitening.copy_(torch.from_numpy(whitening))
+
+
 def embedding_covariance(model) -> np.ndarray | None:
     """The covariance `(D, D)` behind a model's own familiarity; `None` without one."""
     if getattr(model, "familiarity", None) is None:
         return None
     whitening = model.familiarity.whitening.double().cpu().numpy()
     return np.linalg.inv(whitening.T @ whitening)
-
-
-@torch.no_grad()
-def write_familiarity(model: XRFForRegression, center: np.ndarray, whitening: np.ndarray) -> None:
-    """Put a fitted familiarity into a model that has the module for it."""
-    model.familiarity.center.copy_(torch.from_numpy(center))
-    model.familiarity.whitening.copy_(torch.from_numpy(whitening))

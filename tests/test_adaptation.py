@@ -1,0 +1,196 @@
+"""Few-label adaptation: the prior where there are no labels, a Gaussian process where there are some."""
+
+import numpy as np
+import pytest
+import torch
+
+import adaptation_xrf
+from adaptation_xrf import KNOWN_SD, adapt, left_out_errors, most_probable_variances
+from configuration_xrf import XRFMaskedConfig
+from finetuning_xrf import LabelledSpectra
+from modeling_xrf import XRFForRegression
+
+LENGTH, PATCHES = 64, 4
+
+
+@pytest.fixture(scope="module")
+def base():
+    config = XRFMaskedConfig.from_size(
+        "tiny",
+        spectrum_length=LENGTH,
+        target_names=["Fe", "Ca", "gain_drift"],
+        target_units=["wt%", "wt%", "%"],
+        target_transform=["log", "log", "linear"],
+        target_mean=[1.0, 0.5, 0.0],
+        target_std=[0.8, 1.2, 0.1],
+        target_min=[0.0, 0.0, None],
+        target_max=[100.0, 100.0, None],
+        regression_loss="gaussian",
+        pooling="mean",
+        interval_coverages=[0.8, 0.9],
+        interval_factors=[[1.2, 1.3, 1.4], [1.6, 1.7, 1.8]],
+        calibration="standardless",
+    )
+    torch.manual_seed(0)
+    model = XRFForRegression(config).eval()
+    torch.nn.init.normal_(model.head.weight, std=0.05)
+    return model
+
+
+def spectra(labels, groups=None, seed=0):
+    labels = np.asarray(labels, dtype=np.float32)
+    values = torch.from_numpy(np.random.default_rng(seed).random((len(labels), LENGTH), dtype=np.float32) + 0.5)
+    mask = torch.ones(len(labels), PATCHES, dtype=torch.long)
+    return LabelledSpectra(values, mask, torch.from_numpy(labels), values.numpy(), groups)
+
+
+def said(model, rows):
+    with torch.no_grad():
+        return model(rows.input_values, attention_mask=rows.attention_mask)
+
+
+def test_without_labels_the_base_speaks(base):
+    rows = spectra(np.full((5, 2), np.nan))
+    model = adapt(base, rows, ["Ca", "Fe"], ["ppm", "wt%"])
+    before, after = said(base, rows), said(model, rows)
+    expected = before.predictions[:, [1, 0]] * torch.tensor([1e4, 1.0])
+    torch.testing.assert_close(after.predictions, expected, rtol=1e-4, atol=0)
+    torch.testing.assert_close(after.lower[:, 1], before.lower[:, 0], rtol=1e-4, atol=0)
+    assert model.config.calibration == "standardless"
+    empty = spectra(np.zeros((0, 2)))
+    torch.testing.assert_close(said(adapt(base, empty, ["Ca", "Fe"], ["ppm", "wt%"]), rows).predictions, expected)
+
+
+def test_one_label_shifts_everything_by_one_factor(base):
+    rows = spectra(np.full((6, 1), np.nan))
+    prior = said(base, rows).predictions[:, :1]
+    rows.labels[2] = 2 * prior[2]
+    model = adapt(base, rows, ["Fe"], ["wt%"])
+    ratio = said(model, rows).predictions / prior
+    torch.testing.assert_close(ratio, ratio[2].expand_as(ratio), rtol=1e-3, atol=0)
+    assert 1.4 < ratio[2] <= 2  # most of the way: the scale is the least certain part
+    assert model.config.calibration is None
+
+
+def test_the_model_is_the_posterior_mean(base):
+    """Against the same process in the space of functions, its variances given."""
+    rng = np.random.default_rng(1)
+    groups = np.repeat(list("abcd"), 4)
+    rows, new = spectra(np.exp(rng.normal(size=(16, 1))), groups, 1), spectra(np.full((5, 1), np.nan), seed=2)
+    model = adapt(base, rows, ["Fe"], ["wt%"])
+    everything = torch.cat([rows.input_values, new.input_values])
+    embeddings = base.xrf(everything).pooler_output.double().detach().numpy()
+    weight, bias = base.head.weight[:3].double().detach().numpy(), base.head.bias[:3].double().detach().numpy()
+    heads = embeddings @ weight.T + bias
+    prior = heads[:, 0] * 0.8 + 1.0
+    spectrum = everything.double().numpy()
+
+    def centred(features):
+        return features - features[:16].mean(axis=0)
+
+    def scaled(features):
+        features = centred(features)
+        return features / np.sqrt(np.mean(np.sum(features[:16] ** 2, axis=1)))
+
+    features = {
+        "bias": np.ones((21, 1)),
+        "slope": centred(prior[:, None]),
+        "embedding": scaled(embeddings),
+        "spectrum": scaled(spectrum),
+        "predictions": centred(heads) / np.sqrt(3),
+    }
+    residual = np.log(rows.labels.double().numpy()[:, 0]) - prior[:16]
+    known = {name: values[:16] for name, values in features.items()}
+    variances, covariance = most_probable_variances(known, groups, residual, KNOWN_SD)
+    cross = sum(variances[name] * values[16:] @ values[:16].T for name, values in features.items())
+    expected = np.exp(prior[16:] + cross @ np.linalg.solve(covariance, residual))
+    assert said(model, new).predictions[:, 0].numpy() == pytest.approx(expected, rel=2e-3)
+
+
+def test_variances_are_the_most_probable_ones():
+    """No other variances are more probable, by a formula of its own."""
+    rng = np.random.default_rng(2)
+    features = {"bias": np.ones((30, 1)), "spectrum": rng.normal(size=(30, 40)) / 6}
+    groups = np.repeat(np.arange(6), 5)
+    residual = (
+        features["spectrum"] @ rng.normal(size=40) * 0.5 + rng.normal(size=6)[groups] + 0.2 * rng.normal(size=30)
+    )
+    prior = {"bias": 0.3, "spectrum": 0.15, "group": 0.1, "noise": 0.1}
+    variances, covariance = most_probable_variances(features, groups, residual, prior)
+
+    def log_probability(variances):
+        kernels = {
+            "bias": np.ones((30, 30)),
+            "spectrum": features["spectrum"] @ features["spectrum"].T,
+            "group": np.equal.outer(groups, groups).astype(float),
+            "noise": np.eye(30),
+        }
+        matrix = sum(variances[name] * kernels[name] for name in kernels)
+        change = [np.log(np.sqrt(variances[name]) / prior[name]) for name in prior]
+        sign, log_determinant = np.linalg.slogdet(matrix)
+        likelihood = -0.5 * residual @ np.linalg.solve(matrix, residual) - 0.5 * log_determinant
+        return likelihood - 0.5 * np.sum(np.square(change) / adaptation_xrf.LN_SD_SPREAD**2), matrix
+
+    best, matrix = log_probability(variances)
+    assert covariance == pytest.approx(matrix)
+    for name in variances:
+        for factor in (0.8, 1.25):
+            assert log_probability({**variances, name: variances[name] * factor})[0] < best
+    assert variances["group"] > 0.1  # it was 1, and 0.01 was expected
+
+
+def test_errors_of_left_out_groups_equal_those_of_fits_without_them():
+    rng = np.random.default_rng(3)
+    root = rng.normal(size=(12, 12))
+    covariance = root @ root.T + np.eye(12)
+    residual, groups = rng.normal(size=12), np.repeat(list("abc"), 4)
+    inverse = np.linalg.inv(covariance)
+    errors, expected_sd = left_out_errors(inverse, inverse @ residual, groups)
+    variances = []
+    for group in "abc":
+        test, rest = groups == group, groups != group
+        gain = covariance[np.ix_(test, rest)] @ np.linalg.inv(covariance[np.ix_(rest, rest)])
+        assert errors[test] == pytest.approx(residual[test] - gain @ residual[rest])
+        variances.extend(np.diag(covariance[np.ix_(test, test)] - gain @ covariance[np.ix_(rest, test)]))
+    assert expected_sd == pytest.approx(np.sqrt(np.mean(variances)))
+
+
+def test_targets_that_the_base_does_not_know(base):
+    rng = np.random.default_rng(4)
+    rows = spectra(np.zeros((40, 2)))
+    rows.input_values[:] = torch.from_numpy(rng.random((40, 4)) @ rng.random((4, LENGTH)))  # four components
+    truth = (rows.input_values @ torch.from_numpy(rng.normal(size=LENGTH).astype(np.float32)))[:, None]
+    rows.labels[:] = torch.cat([truth, truth.exp()], dim=1)  # grain size, say, and something over decades
+    train, test = rows.select(np.arange(30)), rows.select(np.arange(30, 40))
+    model = adapt(base.xrf, train, ["phi", "abundance"], ["", "counts"])
+    assert model.config.target_transform == ["linear", "log"]
+    answers = said(model, test)
+    for column, label in enumerate((truth[30:, 0], truth[30:, 0])):
+        value = answers.predictions[:, column] if column == 0 else answers.predictions[:, column].log()
+        assert (value - label).std() < 0.2 * label.std()
+    assert (answers.lower < answers.upper).all() and (answers.distance > 0).all()
+    with pytest.raises(ValueError, match="^phi is no target of the pretrained model and has 1 different labels"):
+        adapt(base, spectra([[1.0], [1.0]]), ["phi"], [""])
+
+
+def test_a_zero_is_below_detection_where_logarithms_are_asked(base):
+    rows = spectra(np.linspace(0.5, 3, 8)[:, None])
+    with_zero = spectra(np.concatenate([[0.0], np.linspace(0.5, 3, 8)])[:, None])
+    with_zero.input_values[1:] = rows.input_values
+    new = spectra(np.full((3, 1), np.nan), seed=7)
+    predictions = [said(adapt(base, each, ["Fe"], ["wt%"]), new).predictions for each in (rows, with_zero)]
+    torch.testing.assert_close(*predictions, rtol=1e-4, atol=1e-6)
+
+
+def test_the_base_is_not_changed_and_the_result_loads(base, tmp_path):
+    before = {name: value.clone() for name, value in base.state_dict().items()}
+    config = base.config.to_dict()
+    rows = spectra(np.exp(np.random.default_rng(5).normal(size=(9, 2))))
+    model = adapt(base, rows, ["Fe", "As"], ["ppm", "ppm"])
+    assert base.config.to_dict() == config
+    for name, value in base.state_dict().items():
+        assert torch.equal(value, before[name])
+    model.save_pretrained(tmp_path)
+    loaded = XRFForRegression.from_pretrained(tmp_path).eval()
+    for name in ("predictions", "lower", "upper", "distance"):
+        torch.testing.assert_close(getattr(said(loaded, rows), name), getattr(said(model, rows), name))
