@@ -1,6 +1,7 @@
 """`scripts/run_regression.py` from end to end, in this process, on a corpus that a small model learns in seconds."""
 
 import ast
+import csv
 import dataclasses
 import hashlib
 import importlib.util
@@ -252,6 +253,157 @@ def test_the_weights_of_the_lowest_validation_loss_are_kept(script, corpus, base
     with torch.no_grad():
         loss = model.eval()(**spectra.stopping[slice(None)]).loss.item()
     assert loss == pytest.approx(validation[step], rel=1e-3)
+
+
+# --- a table of one's own ---
+
+
+def write_table(path, spectra, labels=None, **columns):
+    """A wide table of spectra with their places, CaCO3 and more columns."""
+    labels = [spectrum.targets["CaCO3"] for spectrum in spectra] if labels is None else labels
+    header = ["core", "depth_mm", "gain_kev", "offset_kev", "CaCO3 (wt%)", *columns, *range(len(spectra[0].counts))]
+    lines = [",".join(map(str, header))]
+    for row, (spectrum, label) in enumerate(zip(spectra, labels)):
+        entries = [spectrum.core, spectrum.depth_mm, spectrum.gain_kev, 0, "" if label is None else f"{label:.4f}"]
+        entries += [column[row] for column in columns.values()]
+        lines.append(",".join(map(str, [*entries, *spectrum.counts])))
+    path.write_text("\n".join(lines))
+    return path
+
+
+def predictions_of(folder):
+    with open(folder / "predictions.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_table_becomes_a_model_with_honest_numbers_and_a_report(script, base, splits, tmp_path, monkeypatch, capsys):
+    spectra = splits["train"][:48]
+    labels = [None if row % 6 == 5 else spectrum.targets["CaCO3"] for row, spectrum in enumerate(spectra)]
+    table = write_table(tmp_path / "my cores.csv", spectra, labels)
+    monkeypatch.chdir(tmp_path)
+    script.main([str(table), "--target", "CaCO3", "--model_name_or_path", str(base)])
+    run = tmp_path / "runs" / "my-cores-CaCO3"
+    rows = predictions_of(run)
+    assert [row["core"] for row in rows] == [spectrum.core for spectrum in spectra]
+    tested = [row for row in rows if row["out_of_group"] == "True"]
+    assert len(rows) == 48 and len(tested) == 40
+    # the numbers are those of the table of predictions
+    metrics = regression_metrics(
+        [float(row["CaCO3"]) for row in tested], [float(row["CaCO3_laboratory"]) for row in tested]
+    )
+    measured = rows_of(run, "auto", "out of group")["CaCO3"]
+    assert {key: measured[key] for key in metrics} == pytest.approx(metrics, rel=1e-3, abs=1e-3)
+    assert measured["r2"] > 0.6 and measured["unit"] == "wt%"
+    inside = [
+        float(row["CaCO3_lower_90"]) <= float(row["CaCO3_laboratory"]) <= float(row["CaCO3_upper_90"])
+        for row in tested
+    ]
+    assert measured["coverage_90"] == pytest.approx(np.mean(inside), abs=0.03) and np.mean(inside) > 0.6
+    # spectra without a value are predicted by the model that was saved
+    others = [row for row, label in enumerate(labels) if label is None]
+    outputs = predict(
+        XRFForRegression.from_pretrained(run / "model"),
+        run / "model",
+        [dataclasses.replace(spectra[row], tube_kv=None) for row in others],  # the table does not tell the voltage
+    )
+    np.testing.assert_allclose([float(rows[row]["CaCO3"]) for row in others], outputs.predictions[:, 0], rtol=1e-3)
+    report = (run / "report.html").read_text()
+    for text in (
+        "each core predicted from the others",
+        f"{measured['r2']:.3f}",
+        "partial least squares",
+        "predict.py",
+    ):
+        assert text.casefold() in report.casefold()
+    assert report.count("data:image/png;base64,") == 3
+    assert "Validation: each core predicted from the others" in capsys.readouterr().out
+    names = {row["method"] for row in json.loads((run / "metrics.json").read_text())["results"]}
+    assert names == {"auto", "ridge", "partial least squares", "mean"}
+
+
+@pytest.mark.parametrize("method", ["auto", "full"])
+def test_labels_that_are_held_out_change_no_prediction(script, base, splits, tmp_path, method):
+    spectra = splits["train"][:32]
+    labels = [spectrum.targets["CaCO3"] for spectrum in spectra]
+    sides = ["train"] * 20 + ["test"] * 12
+    permuted = labels[:20] + [labels[row] for row in np.random.default_rng(3).permutation(np.arange(20, 32))]
+    options = ["--model_name_or_path", str(base), "--method", method, "--epochs", "2"]
+    answers = []
+    for name, values in (("one", labels), ("two", permuted)):
+        table = write_table(tmp_path / f"{name}.csv", spectra, values, split=sides)
+        script.main([str(table), "--target", "CaCO3", "--output_dir", str(tmp_path / name), *options])
+        answers.append([row["CaCO3"] for row in predictions_of(tmp_path / name)])
+    assert answers[0] == answers[1]
+    first, second = (rows_of(tmp_path / name, method, "out of group")["CaCO3"]["rmse"] for name in ("one", "two"))
+    assert first != second
+
+
+def test_labels_of_a_core_change_no_prediction_of_that_core(splits, base):
+    import finetuning_xrf
+    from evaluation_xrf import MeanBaseline
+    from peers_xrf import ChannelPeer, OnChannels
+    from protocols_xrf import CalibrationSet, leave_one_group_out, run_protocol
+
+    spectra = splits["train"][:24]
+    labels = np.array([[spectrum.targets["CaCO3"]] for spectrum in spectra])
+    cores = np.array([spectrum.core for spectrum in spectra])
+    encoder, extractor = finetuning_xrf.load_encoder(str(base)), XRFFeatureExtractor.from_pretrained(base)
+    methods = [
+        finetuning_xrf.AdaptedModel(lambda drawn: finetuning_xrf.adapt(encoder, drawn, ["x"], ["wt%"]), extractor),
+        finetuning_xrf.LnWherePositive(lambda names, log: OnChannels(RidgeBaseline(names, log)), ["x"]),
+        finetuning_xrf.LnWherePositive(lambda names, log: OnChannels(ChannelPeer("pls", names, log)), ["x"]),
+        MeanBaseline(["x"]),
+    ]
+    held_out = cores == cores[0]
+    changed = labels.copy()
+    changed[held_out] = np.random.default_rng(0).uniform(5, 95, (held_out.sum(), 1))
+    for method in methods:
+        before, after = (
+            run_protocol(method, leave_one_group_out(cores)[:1], CalibrationSet(spectra, values, ["x"], cores, cores))
+            for values in (labels, changed)
+        )
+        np.testing.assert_array_equal(before.values, after.values)
+
+
+def test_a_table_of_numbers_needs_no_model(script, tmp_path):
+    rng = np.random.default_rng(0)
+    inputs = rng.uniform(0.1, 1, (14, 3))
+    lines = ["site,a,b,c,Ti (wt%)", *(f"s{i},{x},{y},{z},{x * y + 1:.4f}" for i, (x, y, z) in enumerate(inputs))]
+    lines.append("new,0.5,0.5,0.5,")
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    script.main(["--dataset", str(tmp_path / "t.csv"), "--target", "Ti", "--output_dir", str(tmp_path / "run")])
+    ours, ridge = (rows_of(tmp_path / "run", name, "out of group")["Ti"] for name in ("gaussian process", "ridge"))
+    assert ours["r2"] > 0.9 and ours["rmse"] < ridge["rmse"] and ours["n"] == 14
+    new = predictions_of(tmp_path / "run")[-1]
+    assert float(new["Ti"]) == pytest.approx(1.25, abs=0.1) and new["out_of_group"] == "False"
+    assert not (tmp_path / "run" / "model").exists() and (tmp_path / "run" / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["nowhere.csv"], "no table nowhere.csv"),
+        (["t.csv", "--target", "Ti"], "no column 'Ti'; its columns are core, depth_mm"),
+        (["t.csv", "--num_labels", "3"], "num_labels draws from a corpus"),
+        (["t.csv", "--validation", "leave_group_out", "--group_column", "gain_kev"], "names 1"),
+        (["t.csv", "--features", "depth_mm", "offset_kev", "gain_kev", "--method", "lora"], "needs spectra"),
+        (["--method", "lora"], "Name a table"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_tables(script, base, splits, capsys, tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    write_table(tmp_path / "t.csv", splits["train"][:8])
+    target = [] if "--target" in options else ["--target", "CaCO3"]
+    assert message in fail(script, capsys, [*options, *target, "--model_name_or_path", str(base)])
+    assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
+
+
+def test_without_a_pretrained_model_one_must_be_named(script, splits, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(script, "DEFAULT_MODEL", tmp_path / "none")
+    write_table(tmp_path / "t.csv", splits["train"][:8])
+    assert "--model_name_or_path" in fail(script, capsys, ["t.csv", "--target", "CaCO3"])
 
 
 # --- the baselines ---
