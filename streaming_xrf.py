@@ -220,11 +220,11 @@ def first_labels(rows, targets: Sequence[str], number: int) -> np.ndarray:
     stream, evenly spaced ones of a split."""
     if isinstance(rows, Mixture):
         return rows.labels(number)
-    rows = spread(rows, number)
-    if rows.column_names is not None:
-        rows = rows.select_columns([name for name in targets if name in rows.column_names])
-    columns = rows.with_format("arrow").iter(ROWS_PER_TABLE)
-    return np.concatenate([labels_of(table, targets) for table in columns])
+    known = [name for name in targets if name in (rows.column_names or targets)]
+    if not known:
+        return np.full((0, len(targets)), np.nan)
+    tables = spread(rows, number).select_columns(known).with_format("arrow").iter(ROWS_PER_TABLE)
+    return np.concatenate([labels_of(table, targets) for table in tables])
 
 
 def _check_units(rows, targets) -> None:

@@ -32,11 +32,18 @@ from datasets.config import HF_DATASETS_CACHE
 from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import AutoFeatureExtractor, AutoModel, AutoModelForPreTraining
+from transformers import (
+    AutoFeatureExtractor,
+    AutoModel,
+    AutoModelForPreTraining,
+    AutoModelForSequenceClassification,
+)
 
 from configuration_xrf import XRFMaskedConfig
-from dataset_builder import Spectrum, spectra_to_table
+from dataset_builder import Recipe, Spectrum, spectra_to_table
+from dataset_builder.simulation import TARGET_NAMES
 from modeling_xrf import XRFForRegression
+from streaming_xrf import held_out_rows, recipe_mixture
 from training_xrf import mask_noise
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -452,6 +459,201 @@ def test_streaming(pretrain):
     assert len(records(pretrain(streaming=True, workers=1, max_steps=8))) == 8
 
 
+# --- the objective labels ---
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory):
+    """A recipe of rocks under one instrument."""
+    part = {"name": "rocks", "simulation": {"samples": "rock", "num_spectra": 60, "num_cores": 6}}
+    path = tmp_path_factory.mktemp("recipes") / "rocks.yaml"
+    path.write_text(json.dumps({"name": "rocks", "parts": [part]}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def learn(pretrain, simulated):
+    """`pretrain` with the labels of a stream of simulated spectra."""
+
+    def run(**options):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(run_msm, "VALIDATION_SPECTRA", 40)
+            return pretrain(**{"objective": "labels", "dataset": simulated, "streaming": True, **options})
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def learnt(learn):
+    return learn(validate_every=3, max_steps=12)
+
+
+def test_labels_of_simulated_spectra_make_a_regression_model(learnt, simulated):
+    losses = records(learnt)
+    assert len(losses) == 12 and min(losses[-3:]) < losses[0]
+    config = saved_config(learnt)
+    assert config["architectures"] == ["XRFForRegression"] and config["calibration"] == "standardless"
+    assert (config["pooling"], config["regression_loss"]) == ("mean", "gaussian")
+    names = config["target_names"]
+    assert {"SiO2", "CaCO3", "Fe", "Pb", "gain_drift", "count_rate"} <= set(names) <= set(TARGET_NAMES)
+    mixture = recipe_mixture(Recipe.from_yaml(simulated), "train", 0, None, ["Fe", "zero_drift"])
+    iron, drift = mixture.labels(60).T
+    for name, values, transform, limits in (
+        ("Fe", np.log(np.maximum(iron, 1e-4)), "log", (0, 100)),
+        ("zero_drift", drift, "linear", (None, None)),
+    ):
+        place = names.index(name)
+        assert config["target_transform"][place] == transform
+        assert (config["target_min"][place], config["target_max"][place]) == limits
+        assert config["target_mean"][place] == pytest.approx(values.mean(), rel=1e-5)
+        assert config["target_std"][place] == pytest.approx(values.std(), rel=1e-5)
+    extractor = AutoFeatureExtractor.from_pretrained(learnt / "model")
+    assert (extractor.scaling, extractor.lowest_energy_kev) == ("sqrt", 0.85)
+    assert (learnt / "figures" / "training.png").is_file() and not (learnt / "figures" / "validation.png").exists()
+
+
+def test_validation_on_labels_by_hand(learnt, simulated):
+    model = AutoModelForSequenceClassification.from_pretrained(learnt / "model").eval()
+    extractor = AutoFeatureExtractor.from_pretrained(learnt / "model")
+    config = model.config
+    rows = held_out_rows(Recipe.from_yaml(simulated), "validation", 40, None, config.target_names)
+    inputs = extractor(
+        np.asarray(rows["counts"]), np.asarray(rows["gain_kev"]), np.asarray(rows["offset_kev"]),
+        np.asarray(rows["tube_kv"]), return_tensors="pt",
+    )  # fmt: skip
+    with torch.no_grad():
+        predictions = model(**inputs).predictions.numpy()
+    found = records(learnt, "r")[-1]
+    log = np.array(config.target_transform) == "log"
+    for place, name in enumerate(config.target_names):
+        labels, predicted = np.array(rows[name]), predictions[:, place].astype(float)
+        if log[place]:
+            labels, predicted = np.log(np.maximum(labels, 1e-4)), np.log(predicted)
+        if np.ptp(labels) > 0:
+            assert found[name] == pytest.approx(np.corrcoef(labels, predicted)[0, 1], abs=1e-3), name
+    oxides = [found[name] for name in ("SiO2", "Al2O3", "Fe2O3", "CaO", "K2O", "MgO", "Na2O", "TiO2", "MnO", "P2O5")]
+    assert records(learnt, "validation_r")[-1] == pytest.approx(np.mean(oxides))
+    assert len(records(learnt, "validation_r2")) == 4
+
+
+def test_card_of_labels_tells_targets_r_and_that_nothing_was_calibrated(learnt):
+    card = ModelCard.load(learnt / "model" / "README.md")
+    assert card.data.pipeline_tag == "tabular-regression" and "simulated-labels" in card.data.tags
+    r = records(learnt, "r")[-1]
+    for text in (
+        "standardless", f"| Fe | wt% | log | {r['Fe']:.4f} |", "--objective labels", "streamed", "0.0001 wt%",
+        "nothing below 0.85 keV", "## Beware", f"{records(learnt, 'validation_r2')[-1]:.4f}", f"{len(r)} targets",
+    ):  # fmt: skip
+        assert text in card.text, text
+    assert "{{" not in card.text and "None" not in card.text
+
+
+def test_targets_pooling_loss_and_lowest_energy(learn, learnt):
+    options = {"targets": ["Fe", "SiO2"], "pooling": "cls", "regression_loss": "mse", "lowest_energy_kev": 1.2}
+    folder = learn(**options, max_steps=1)
+    config = saved_config(folder)
+    assert (config["target_names"], config["pooling"]) == (["Fe", "SiO2"], "cls")
+    assert config["regression_loss"] == "mse" and weights(folder)["head.weight"].shape == (2, 32)
+    assert AutoFeatureExtractor.from_pretrained(folder / "model").lowest_energy_kev == 1.2
+    one = learn(targets="Fe", max_steps=1)
+    for name, value in {"pooling": "cls", "regression_loss": "mse", "lowest_energy_kev": 1.2}.items():
+        assert records(learn(targets="Fe", max_steps=1, **{name: value})) != records(one), name
+
+
+def test_lowest_energy_of_masked_pretraining(pretrain, baseline):
+    higher = pretrain(lowest_energy_kev=0.6)
+    assert records(higher)[0] != pytest.approx(records(baseline)[0], rel=1e-3)
+    assert AutoFeatureExtractor.from_pretrained(higher / "model").lowest_energy_kev == 0.6
+    assert AutoFeatureExtractor.from_pretrained(baseline / "model").lowest_energy_kev == 0
+    again = pretrain(config_file=None, model_name_or_path=higher / "model", max_steps=1)
+    assert AutoFeatureExtractor.from_pretrained(again / "model").lowest_energy_kev == 0.6
+
+
+def test_labels_keep_the_encoder_of_a_masked_checkpoint_and_its_features(pretrain, learn):
+    masked = pretrain(scaling="log")
+    folder = learn(config_file=None, model_name_or_path=masked / "model", max_steps=1, learning_rate=1e-30)
+    before, after = weights(masked), weights(folder)
+    assert {name for name in after if name not in before} == {"head.weight", "head.bias"}
+    assert all(torch.equal(before[name], tensor) for name, tensor in after.items() if name in before)
+    extractor = AutoFeatureExtractor.from_pretrained(folder / "model")
+    assert (extractor.scaling, extractor.lowest_energy_kev) == ("log", 0)
+    assert saved_config(folder)["pooling"] == "mean"
+
+
+def test_labels_continue_a_regression_checkpoint_with_its_targets(learn, learnt, tmp_path):
+    model = AutoModelForSequenceClassification.from_pretrained(learnt / "model")
+    model.config.interval_coverages, model.config.interval_factors = [0.9], [[1.6] * len(model.config.target_names)]
+    model.save_pretrained(tmp_path / "model")
+    AutoFeatureExtractor.from_pretrained(learnt / "model").save_pretrained(tmp_path / "model")
+    options = {"config_file": None, "model_name_or_path": tmp_path / "model"}
+    folder = learn(**options, max_steps=1, learning_rate=1e-30)
+    assert all(torch.equal(tensor, weights(learnt)[name]) for name, tensor in weights(folder).items())
+    before, after = saved_config(learnt), saved_config(folder)
+    for name in ("target_names", "target_mean", "target_std", "target_transform", "calibration", "regression_loss"):
+        assert after[name] == before[name]
+    assert not after.get("interval_coverages")  # they were those of other weights
+    with pytest.raises(ValueError, match="predicts .*, count_rate; leave --targets out to continue"):
+        learn(**options, targets="Fe")
+    with pytest.raises(ValueError, match="has regression_loss 'gaussian', not 'mse'; leave the option out"):
+        learn(**options, regression_loss="mse")
+
+
+def test_labels_of_a_stored_corpus(learn, tmp_path):
+    """Labels tell the height of the first peak, so they can be learnt."""
+    rows = [
+        dataclasses.replace(spectrum, targets={"Fe": float(spectrum.counts[36:45].sum()) / 500}, source="a laboratory")
+        for spectrum in spectra(64, 0)
+    ]
+    for name, split in (("train", rows[:48]), ("validation", rows[48:])):
+        pq.write_table(spectra_to_table(split, ["Fe", "Si"], {"Fe": "wt%", "Si": "wt%"}), tmp_path / f"{name}.parquet")
+    options = {"dataset": tmp_path, "lowest_energy_kev": 0.0}
+    stored = learn(**options, streaming=False, max_steps=100, validate_every=100, log_every=25)
+    assert records(stored, "epoch") == [4, 8, 12, 16]
+    assert records(stored, "r")[-1]["Fe"] > 0.6  # of 16 spectra; without learning it would be 0 +- 0.25
+    for folder in (stored, learn(**options, max_steps=2)):
+        assert saved_config(folder)["target_names"] == ["Fe"] and saved_config(folder).get("calibration") is None
+        assert "no laboratory value" not in (folder / "model" / "README.md").read_text()
+    with pytest.raises(ValueError, match="The target 'Si' has no labels that vary"):
+        learn(**options, targets="Si")
+
+
+def test_augmentation_takes_away_the_states_of_the_instrument(learn, simulated, tmp_path):
+    recipe = json.loads(simulated.read_text()) | {"augmentation": [{"name": "thinning", "fraction": [0.5, 1]}]}
+    (tmp_path / "rocks.yaml").write_text(json.dumps(recipe))
+    options = {"dataset": tmp_path / "rocks.yaml", "max_steps": 1}
+    names = saved_config(learn(**options))["target_names"]
+    assert "Fe" in names and "count_rate" not in names
+    with pytest.raises(ValueError, match="The target 'count_rate' cannot be learnt: the augmentation of the recipe"):
+        learn(**options, targets="count_rate")
+
+
+def test_bf16_learns_labels_too(learn, learnt):
+    folder = learn(mixed_precision="bf16", max_steps=12)
+    np.testing.assert_allclose(records(folder), records(learnt), rtol=0.1)
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        ({"mask_ratio": 0.5}, "mask_ratio has no meaning for the objective 'labels'; leave it out"),
+        ({"masked_loss_only": True}, "masked_loss_only has no meaning for the objective 'labels'"),
+        ({"objective": "masked", "targets": "Fe"}, "targets has no meaning for the objective 'masked'"),
+        ({"objective": "masked", "pooling": "mean"}, "pooling has no meaning for the objective 'masked'"),
+        ({"objective": "masked", "regression_loss": "mse"}, "regression_loss has no meaning for the objective"),
+        ({"targets": "LOI"}, "The target 'LOI' cannot be learnt: simulations know none; choose from CaCO3, TOC"),
+        ({"lowest_energy_kev": 99.0}, "lowest_energy_kev must lie between 0"),
+        ({"dataset": "the corpus", "streaming": False}, "has no labels that vary; the objective labels needs"),
+    ],
+    ids=str,
+)
+def test_bad_options_of_labels_are_one_sentence_and_nothing_is_written(learn, corpus, tmp_path, options, sentence):
+    options = {**options, "dataset": corpus} if "dataset" in options else options
+    with pytest.raises(ValueError, match=sentence) as caught:
+        learn(**options, output_dir=tmp_path / "run")
+    assert "\n" not in str(caught.value).strip()
+    assert not list(tmp_path.iterdir())
+
+
 def test_pinned_batches_give_the_same_losses(pretrain, gpu):
     np.testing.assert_allclose(records(pretrain(pin_memory=True)), records(pretrain(pin_memory=False)), rtol=1e-5)
 
@@ -489,15 +691,19 @@ def test_push_to_hub(pretrain, hub_org):
 
 @pytest.mark.parametrize(
     "kind, log_every, workers",
-    [("stored", 1, 0), ("streamed", 1, 0), ("stored", 4, 0), ("augmented recipe", 1, 0), ("streamed recipe", 1, 2)],
-)
-def test_resumed_run_equals_the_uninterrupted_one(pretrain, measured, kind, log_every, workers, tmp_path):
+    [
+        ("stored", 1, 0), ("streamed", 1, 0), ("stored", 4, 0), ("augmented recipe", 1, 0), ("streamed recipe", 1, 2),
+        ("streamed labels", 1, 1),
+    ],
+)  # fmt: skip
+def test_resumed_run_equals_the_uninterrupted_one(pretrain, learn, measured, kind, log_every, workers, tmp_path):
     options = {"max_steps": 10, "batch_size": 4, "gradient_accumulation": 2, "checkpoint_every": 3, "keep_last": 9}
     options |= {"streaming": "streamed" in kind, "validate_every": 5, "log_every": log_every, "workers": workers}
     if "recipe" in kind:
         augmentation = [{"name": "thinning", "fraction": [0.5, 1]}, {"name": "drift", "zero_sd_ev": 5}]
         (tmp_path / "recipe").mkdir()
         options |= {"dataset": write_recipe(tmp_path / "recipe" / "both.yaml", augmentation), "data_root": measured}
+    pretrain = learn if "labels" in kind else pretrain
     whole = pretrain(**options)
     # as a run that was killed in step 8 leaves its folder
     killed = tmp_path / "killed"
