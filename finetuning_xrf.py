@@ -445,27 +445,6 @@ def write_probe(model: XRFForRegression, probe: RidgeProbe) -> None:
     model.head.bias.copy_(torch.from_numpy(bias))
 
 
-def adapt(
-    base: XRFModel | XRFForRegression,
-    spectra: LabelledSpectra,
-    target_names: Sequence[str],
-    target_units: Sequence[str],
-    seed: int = 0,
-) -> XRFForRegression:
-    """A new model that predicts the targets with a standard deviation: a ridge regression on the frozen embedding.
-
-    Args:
-        base (`XRFModel` or `XRFForRegression`): pretrained model, which is not changed; only its encoder is used.
-        seed (`int`): not needed; the solution is in closed form.
-    """
-    model = regression_model(
-        getattr(base, "xrf", base), target_names, target_units, spectra.labels, "mean", "gaussian"
-    )
-    model = model.to(next(base.parameters()).device)
-    write_probe(model, fit_probe(embed(model, spectra, ROWS_IN_A_BATCH), spectra.labels, spectra.groups))
-    return model
-
-
 # --- what a model says ---
 
 

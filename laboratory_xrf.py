@@ -454,7 +454,9 @@ def _some(names: Sequence[str], most: int = 5) -> str:
 
 
 def _completed(spectrum: Spectrum, calibration: dict) -> Spectrum:
-    missing = {name: value for name, value in calibration.items() if value and getattr(spectrum, name) is None}
+    missing = {
+        name: value for name, value in calibration.items() if value is not None and getattr(spectrum, name) is None
+    }
     return replace(spectrum, **missing)
 
 

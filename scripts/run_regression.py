@@ -293,7 +293,9 @@ def start_model(encoder, spectra: Spectra, units: list[str], model: ModelArgumen
     import finetuning_xrf
 
     if training.method == "auto":
-        return finetuning_xrf.adapt(encoder, spectra.fitted, targets, units, seed)
+        from adaptation_xrf import adapt
+
+        return adapt(encoder, spectra.fitted, targets, units, seed)
     encoder = getattr(encoder, "xrf", encoder)
 
     adapted = finetuning_xrf.regression_model(

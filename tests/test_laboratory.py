@@ -265,6 +265,6 @@ def test_doubtful_predictions_are_named(tmp_path):
     rows, nothing = np.arange(12), np.zeros(12, bool)
     assert doubtful_predictions(table, labels + np.linspace(-1, 1, 12)[:, None], nothing, rows, rows, 0) == []
     wrong = labels.copy()
-    wrong[4], familiar = labels[4] + 60, np.arange(12) != 7
+    wrong[4], familiar = labels.max() + 60, np.arange(12) != 7
     far, outside, unlike = doubtful_predictions(table, wrong + 0.1, ~familiar, rows, rows, 0)
     assert "s4 (laboratory" in far and "s4" in outside and "1 of 12 spectra" in unlike and "s7" in unlike

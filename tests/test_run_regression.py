@@ -340,6 +340,7 @@ def test_labels_that_are_held_out_change_no_prediction(script, base, splits, tmp
 
 def test_labels_of_a_core_change_no_prediction_of_that_core(splits, base):
     import finetuning_xrf
+    from adaptation_xrf import adapt
     from evaluation_xrf import MeanBaseline
     from peers_xrf import ChannelPeer, OnChannels
     from protocols_xrf import CalibrationSet, leave_one_group_out, run_protocol
@@ -349,7 +350,7 @@ def test_labels_of_a_core_change_no_prediction_of_that_core(splits, base):
     cores = np.array([spectrum.core for spectrum in spectra])
     encoder, extractor = finetuning_xrf.load_encoder(str(base)), XRFFeatureExtractor.from_pretrained(base)
     methods = [
-        finetuning_xrf.AdaptedModel(lambda drawn: finetuning_xrf.adapt(encoder, drawn, ["x"], ["wt%"]), extractor),
+        finetuning_xrf.AdaptedModel(lambda drawn: adapt(encoder, drawn, ["x"], ["wt%"]), extractor),
         finetuning_xrf.LnWherePositive(lambda names, log: OnChannels(RidgeBaseline(names, log)), ["x"]),
         finetuning_xrf.LnWherePositive(lambda names, log: OnChannels(ChannelPeer("pls", names, log)), ["x"]),
         MeanBaseline(["x"]),
@@ -561,7 +562,7 @@ def fail(script, capsys, argv):
         (["--num_labels", "0"], "num_labels must be between 1"),
         (["--target_units", "wt%"], "one unit per target (2)"),
         (["--test_split", "train"], "must differ"),
-        (["--lora_targets", "query"], "no linear layer 'query'"),
+        (["--method", "lora", "--lora_targets", "query"], "no linear layer 'query'"),
         (["--lora_rank", "0"], "lora_rank must be at least 1"),
         (["--layer_decay", "0"], "layer_decay must lie in (0, 1]"),
         (["--warmup_ratio", "1"], "warmup_ratio must lie in [0, 1)"),
@@ -570,7 +571,7 @@ def fail(script, capsys, argv):
         (["--validation_fraction", "1"], "validation_fraction must lie between 0 and 1"),
         (["--push_to_hub"], "needs --hub_model_id"),
         (["--push_to_hub", "--hub_model_id", "not a name"], "not a name"),
-        (["--push_to_hub", "--hub_model_id", "org/x"], "--base_model_id org/name"),
+        (["--method", "lora", "--push_to_hub", "--hub_model_id", "org/x"], "--base_model_id org/name"),
         (["--model_name_or_path", "org/nowhere"], "org/nowhere"),
         (["--dataset", "org/nowhere"], "org/nowhere"),
     ],
@@ -602,7 +603,7 @@ def test_bad_corpora(script, arguments, splits, capsys, tmp_path):
         tmp_path / "empty": str(tmp_path / "empty"),
     }
     for folder, message in cases.items():
-        assert message in fail(script, capsys, [*arguments(), "--dataset", str(folder)]), folder.name
+        assert message in fail(script, capsys, [*arguments("--method", "lora"), "--dataset", str(folder)])
     assert not (tmp_path / "run").exists()
 
 

@@ -19,8 +19,8 @@ def rows_of(inputs):
 def curve():
     """A target that bends with two inputs, and noise of sd 0.1."""
     rng = np.random.default_rng(0)
-    inputs = rng.uniform(-1, 1, (60, 2))
-    return inputs, (np.sin(3 * inputs[:, 0]) + inputs[:, 1] ** 2 + rng.normal(0, 0.1, 60))[:, None]
+    inputs = rng.uniform(-1, 1, (110, 2))
+    return inputs, (np.sin(3 * inputs[:, 0]) + inputs[:, 1] ** 2 + rng.normal(0, 0.1, 110))[:, None]
 
 
 def test_predictions_and_intervals_equal_scikit_learns_at_the_same_scales(curve):
@@ -54,16 +54,16 @@ def test_the_closed_form_leaves_rows_out_as_refitting_would(curve):
 
 def test_it_learns_a_bend_that_ridge_cannot_and_its_intervals_hold(curve):
     inputs, labels = curve
-    fitted, tested = rows_of(inputs[:45]), rows_of(inputs[45:])
-    values, intervals = GaussianProcess().fit(fitted, labels[:45]).predict(tested)
-    ours = regression_metrics(values[:, 0], labels[45:, 0])["rmse"]
+    fitted, tested = rows_of(inputs[:50]), rows_of(inputs[50:])
+    values, intervals = GaussianProcess().fit(fitted, labels[:50]).predict(tested)
+    ours = regression_metrics(values[:, 0], labels[50:, 0])["rmse"]
     ridge, svr = (
-        regression_metrics(TabularPeer(name).fit(fitted, labels[:45]).predict(tested)[:, 0], labels[45:, 0])["rmse"]
+        regression_metrics(TabularPeer(name).fit(fitted, labels[:50]).predict(tested)[:, 0], labels[50:, 0])["rmse"]
         for name in ("ridge", "svr")
     )
-    assert ours < 0.2 < ridge and svr < ridge
+    assert ours < 0.6 * ridge and svr < ridge and ours < 0.25
     lower, upper = intervals[0.9]
-    assert interval_metrics(lower[:, 0], upper[:, 0], labels[45:, 0], 0.9)["coverage"] > 0.7
+    assert interval_metrics(lower[:, 0], upper[:, 0], labels[50:, 0], 0.9)["coverage"] > 0.75
 
 
 def test_a_common_factor_moves_the_level_and_nothing_else():
