@@ -6,13 +6,15 @@ N = spectra, D = hidden size, T = targets.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from scipy.stats import norm
 
+from attribution_xrf import standardized_view
 from modeling_xrf import XRFFamiliarity, XRFForRegression
+from training_xrf import floored_labels
 
 COVERAGES = (0.8, 0.9)
 # Errors that the model expects are counted beside those it made, as if this many had been made: they decide where
@@ -48,6 +50,37 @@ def interval_half_widths(errors, expected_sd: float, coverages: Sequence[float] 
     wanted = np.asarray(coverages) * (len(made) + 1 + EXPECTED_ERRORS)
     places = np.minimum(np.searchsorted(reached, wanted - 1e-9), len(sizes) - 1)
     return sizes[order][places]
+
+
+@torch.no_grad()
+def calibrate(model: XRFForRegression, batches: Iterable[dict], coverages: Sequence[float] = COVERAGES) -> None:
+    """Give a model intervals that held for spectra it had not learnt from, and familiarity with them.
+
+    Errors count in units of the standard deviation of a Gaussian head, else of the standardised target.
+
+    Args:
+        model: changed in place, and left in training mode.
+        batches: dicts with `input_values`, `attention_mask` and `labels`, as a held-out split has them.
+    """
+    model.eval()
+    view, errors, embeddings = standardized_view(model), [], []
+    names = ("target_mean", "target_std")
+    mean, std = (torch.tensor(getattr(model.config, name), dtype=torch.float64) for name in names)
+    is_log = torch.tensor([transform == "log" for transform in model.config.target_transform])
+    for batch in batches:
+        inputs = {name: batch[name].to(model.device) for name in ("input_values", "attention_mask")}
+        outputs = view(**inputs)
+        labels = floored_labels(batch["labels"].double().cpu(), model.config)
+        labels = (torch.where(is_log, labels.clamp(min=1e-300).log(), labels) - mean) / std
+        sd = 1.0 if outputs.standard_deviation is None else outputs.standard_deviation.double().cpu()
+        errors.append(((labels - outputs.predictions.double().cpu()) / sd).numpy())
+        embeddings.append(model.xrf(**inputs).pooler_output.double().cpu().numpy())
+    errors = np.concatenate(errors)
+    widths = [interval_half_widths(column[~np.isnan(column)], 1.0, coverages) for column in errors.T]
+    model.config.interval_coverages = list(coverages)
+    model.config.interval_factors = np.transpose(widths).tolist()
+    make_familiar(model, np.concatenate(embeddings))
+    model.train()
 
 
 def fit_familiarity(embeddings: np.ndarray, like: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, float]:

@@ -292,13 +292,17 @@ class LabelValidation:
         share = order[accelerator.process_index :: accelerator.num_processes]
         self.share = features.select(share).with_format("torch")
 
+    def batches(self) -> Iterable[dict[str, torch.Tensor]]:
+        """The share of this process."""
+        return self.share.iter(self.batch_size)
+
     def measure(self, model) -> dict:
         """Of transformed targets: loss, R2 against the mean of the split's own labels as a mean over targets, Pearson
         r as a mean over the main elements' oxides (over all targets if there are none), and `r` of every target with
         labels that vary."""
         from dataset_builder.simulation.targets import OXIDES
 
-        sums = self.accelerator.reduce(label_sums(model, self.share.iter(self.batch_size)), "sum").cpu()
+        sums = self.accelerator.reduce(label_sums(model, self.batches()), "sum").cpu()
         number, y, p, yy, pp, yp = sums[:6]
         variance = yy - y * y / number  # times the number, as all of these
         r2 = 1 - (yy - 2 * yp + pp) / variance

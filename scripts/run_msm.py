@@ -530,6 +530,7 @@ def main(argv: list[str] | None = None):
     from figures_xrf import plot_training_curves
     from files_xrf import claim_run_folder
     from hub_xrf import push_repository, save_repository
+    from reliability_xrf import calibrate
 
     folder = Path(output.output_dir)
     trackers = [] if output.trackers == ["none"] else output.trackers
@@ -742,6 +743,8 @@ def main(argv: list[str] | None = None):
 
     # Save.
     if accelerator.is_main_process:
+        if labelled and validation is not None:
+            calibrate(bare_model, validation.batches())
         plot_training_curves(str(folder / "figures" / "training.png"), history.records)
         summary = {
             "num_spectra": None if data.streaming else len(train_rows),

@@ -7,7 +7,7 @@ from scipy.stats import norm
 
 from configuration_xrf import XRFMaskedConfig
 from modeling_xrf import XRFForRegression
-from reliability_xrf import embedding_covariance, fit_familiarity, interval_half_widths, make_familiar
+from reliability_xrf import calibrate, embedding_covariance, fit_familiarity, interval_half_widths, make_familiar
 
 
 def test_many_errors_decide_the_interval():
@@ -86,3 +86,35 @@ def test_a_model_tells_the_distance_that_was_fitted(tmp_path):
     assert loaded.config.familiarity_threshold == pytest.approx(threshold)
     precision = whitening.T @ whitening
     assert np.allclose(embedding_covariance(loaded) @ precision, np.eye(len(center)), atol=0.02)
+
+
+def test_a_pretrained_model_gets_intervals_that_hold_on_spectra_held_out():
+    config = XRFMaskedConfig.from_size(
+        "tiny",
+        spectrum_length=64,
+        target_names=["Fe", "gain_drift"],
+        target_transform=["log", "linear"],
+        target_mean=[0.5, 0.0],
+        target_std=[0.5, 2.0],
+        regression_loss="gaussian",
+        pooling="mean",
+    )
+    torch.manual_seed(0)
+    model = XRFForRegression(config)
+    torch.nn.init.normal_(model.head.weight, std=0.05)
+    values, mask = torch.rand(900, 64), torch.ones(900, 4, dtype=torch.long)
+    with torch.no_grad():
+        said = model.eval()(values, attention_mask=mask)
+    noise = torch.from_numpy(np.random.default_rng(0).standard_t(4, size=(900, 2)))
+    iron = said.predictions[:, 0] * torch.exp(0.5 * noise[:, 0])
+    labels = torch.stack([iron, said.predictions[:, 1] + 2.0 * noise[:, 1]], dim=1)
+    labels[:50, 1] = torch.nan
+    calibrate(
+        model, [{"input_values": values[:600], "attention_mask": mask[:600], "labels": labels[:600]}], (0.5, 0.9)
+    )
+    with torch.no_grad():
+        said = model.eval()(values[600:], attention_mask=mask[600:])
+    inside = (said.lower <= labels[600:, :, None]) & (labels[600:, :, None] <= said.upper)
+    assert inside.double().mean(0).numpy() == pytest.approx(np.tile([0.5, 0.9], (2, 1)), abs=0.07)
+    assert (said.distance <= model.config.familiarity_threshold).double().mean() > 0.95
+    assert (model(torch.full((1, 64), 5.0)).distance > model.config.familiarity_threshold).all()
