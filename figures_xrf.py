@@ -420,6 +420,10 @@ def plot_parity(
             min(panels[0].get_xlim()[0], panels[0].get_ylim()[0]),
             max(panels[0].get_xlim()[1], panels[0].get_ylim()[1]),
         )
+        if intervals:  # a wide one may leave the frame, lest the points crowd in a corner
+            drawn = np.concatenate([references[labelled], *(values[labelled] for values in predictions.values())])
+            room = 0.2 * np.ptp(drawn)
+            limits = max(limits[0], drawn.min() - room), min(limits[1], drawn.max() + room)
         for axes in panels:
             axes.axline((limits[0], limits[0]), slope=1, color=GREY, linewidth=1, zorder=1)
             axes.set_xlim(limits)
@@ -574,7 +578,7 @@ def plot_residuals(path: str, references, predictions, target_name: str, unit: s
 
 def _ending(name: str, most: int) -> str:
     """A name, of which the end tells more than the beginning, in at most so many characters."""
-    return name if len(name) <= most else f"\N{HORIZONTAL ELLIPSIS}{name[1 - most:]}"
+    return name if len(name) <= most else f"\N{HORIZONTAL ELLIPSIS}{name[1 - most :]}"
 
 
 def _with_unit(name: str, unit: str) -> str:

@@ -19,7 +19,10 @@ from figures_xrf import (
     plot_embeddings,
     plot_map,
     plot_parity,
+    plot_profile,
     plot_reconstructions,
+    plot_residuals,
+    plot_samples,
     plot_spectra,
     plot_training_curves,
 )
@@ -392,3 +395,46 @@ def test_attribution_is_drawn_below_the_spectrum_with_each_kind_of_line_marked_i
     assert legend == ["raises the prediction", "lowers the prediction", "escape peak", "sum peak"]
     with pytest.raises(ValueError, match="one value per channel"):
         plot_attribution(tmp_path / "b.png", ENERGY_KEV, counts[:-1], attribution, lines, "CaCO3")
+
+
+def test_intervals_are_bars_and_wide_ones_leave_the_points_their_room(tmp_path, drawn):
+    references, predictions = np.array([1.0, 2.0, 4.0]), np.array([1.5, 2.0, 3.0])
+    ends = predictions - [0.5, 1.0, 1.0], predictions + [1.0, 0.5, 90.0]
+    plot_parity(tmp_path / "a.png", references, predictions, "Ca", "", intervals=ends)
+    (axes,) = drawn[0].axes
+    (bars,) = axes.collections[:1]
+    np.testing.assert_allclose([segment[:, 1] for segment in bars.get_segments()], np.transpose(ends))
+    assert axes.get_xlim()[1] < 5 and axes.get_ylim() == axes.get_xlim()
+    assert drawn[0].get_supxlabel() == "laboratory Ca"
+
+
+def test_profiles_run_downwards_and_name_their_cores(tmp_path, drawn):
+    core = {"core": "core with a very long name 17", "depth_mm": [300, 0, 100], "values": [3, 1, 2]}
+    core |= {"references": [np.nan, 1.5, np.nan], "lower": [2, 0, 1], "upper": [4, 2, 3]}
+    plot_profile(tmp_path / "a.png", [core, {**core, "core": "b"}], "Ca", "wt%")
+    left, right = drawn[0].axes
+    assert left.yaxis_inverted() and left.get_ylabel() == "depth (cm)"
+    (line,) = left.lines
+    np.testing.assert_array_equal(line.get_xydata(), [[1, 0], [2, 10], [3, 30]])
+    assert left.get_title().endswith("long name 17") and len(left.get_title()) <= 18 and right.get_title() == "b"
+
+
+@pytest.mark.parametrize("number", [5, 60])
+def test_samples_stand_in_the_order_of_their_laboratory_values(tmp_path, drawn, number):
+    references = np.random.default_rng(0).permutation(number).astype(float)
+    plot_samples(tmp_path / "a.png", references, references + 1, [f"s{v:g}" for v in references], "Ca", "wt%")
+    (axes,) = drawn[0].axes
+    predicted, laboratory = (points.get_offsets() for points in axes.collections)
+    value = 0 if number == 5 else 1
+    np.testing.assert_array_equal(laboratory[:, value], np.arange(number))
+    np.testing.assert_array_equal(predicted[:, value], np.arange(number) + 1)
+    if number == 5:
+        assert [label.get_text() for label in axes.get_yticklabels()] == ["s0", "s1", "s2", "s3", "s4"]
+
+
+def test_residuals_are_predictions_less_laboratory_values(tmp_path, drawn):
+    references, predictions = np.array([1.0, np.nan, 3.0]), np.array([2.0, 9.0, 2.5])
+    plot_residuals(tmp_path / "a.png", references, predictions, "Ca", "wt%")
+    axes, histogram = drawn[0].axes
+    np.testing.assert_array_equal(axes.collections[-1].get_offsets(), [[2.0, 1.0], [2.5, -0.5]])
+    assert sum(patch.get_width() for patch in histogram.patches) == 2
