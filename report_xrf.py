@@ -22,6 +22,7 @@ from laboratory_xrf import LaboratoryTable, describe, doubtful_predictions
 
 WORTH_TELLING = 0.02  # a difference of RMSE, as a share, that the words of a report take notice of
 CSS_PIXELS_PER_INCH = 96
+LEAST_COVERAGE = 0.8  # of intervals of 90 %, below which a report warns of them
 MOST_PROFILES = 6  # cores that a figure has room for
 MOST_COLOURED_GROUPS = 10
 
@@ -231,6 +232,8 @@ def table_report(
         if summary["model"]:
             own = {**own, "method": f"this model ({own['method']})"}
         flags = doubtful_predictions(table, values, unfamiliar, tested, learnt, column)
+        if (own.get("coverage_90") or 1) < LEAST_COVERAGE:
+            flags.insert(0, f"Only {share(own['coverage_90'])} of the laboratory values lie in their 90 % interval.")
         targets.append(TargetReport(name, unit, [own, *others], figures[column], flags))
     made_by = {"script": "run_regression.py", "pretrained model": summary["model"]}
     made_by |= {name: summary[name] for name in ("method", "commit", "date", "hardware", "seed")}
@@ -300,6 +303,7 @@ h2 { font-size: 21px; margin: 0 0 6px; font-weight: 620; }
 h3 { font-size: 16px; margin: 32px 0 4px; font-weight: 620; }
 p { margin: 0 0 12px; }
 .soft { color: var(--soft); }
+.note { font-size: 14px; margin-top: 14px; }
 .lead { color: var(--soft); font-size: 17px; margin: 0; }
 section { background: var(--paper); border: 1px solid var(--line); border-radius: 12px; padding: 28px 32px;
           margin: 0 0 20px; }
@@ -396,7 +400,7 @@ footer { color: var(--soft); font-size: 13.5px; padding: 4px 32px; }
 </table>
 </div>
 {% if target.unit %}
-<p class="soft">RMSE, MAE, bias and width in {{ target.unit }}. RPD and RPIQ are the standard deviation and the
+<p class="soft note">RMSE, MAE, bias and width in {{ target.unit }}. RPD and RPIQ are the standard deviation and the
 interquartile range of the laboratory values over the RMSE: how many times the spread exceeds the error.</p>
 {% endif %}
 </section>

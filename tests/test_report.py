@@ -20,6 +20,7 @@ from report_xrf import (
     number,
     quantity,
     render_report,
+    table_report,
     write_predictions,
     write_report,
 )
@@ -149,6 +150,18 @@ def test_predictions_come_as_a_table(table, tmp_path):
     assert lines[1] == "f.csv,s0,c0,0,True,0,0.5,-0.5,1.5,False"
     assert lines[5] == "f.csv,s4,c0,40,False,,4.5,3.5,5.5,True"
     assert lines[11].startswith("f.csv,s10,rock,,True,10,")
+
+
+@pytest.mark.parametrize("coverage, warned", [(0.5, True), (0.92, False)])
+def test_intervals_that_do_not_hold_are_warned_of(table, figure, coverage, warned):
+    results = [{**row("auto", 1.0, coverage_90=coverage, width_90=2.0), "target": "TOC"}]
+    summary = {"results": results, "model": "base", "dataset": "a.csv", "warnings": ["w"], "method": "auto"}
+    summary |= {"commit": None, "date": "2026-01-01", "hardware": "cpu", "seed": 3}
+    values, labelled = np.nan_to_num(table.data.targets), table.labelled
+    report = table_report(table, "each core", summary, values, None, labelled, labelled, [[figure]], [])
+    assert any("Only 50 %" in flag for flag in report.targets[0].flags) == warned
+    assert report.targets[0].results[0]["method"] == "this model (auto)" and ("seed", "3") in report.provenance
+    assert "commit" not in dict(report.provenance)
 
 
 def test_a_report_appears_whole(figure, tmp_path):
