@@ -125,7 +125,8 @@ def few_labels(data, options):
     groups = data.samples if data.groups is None else data.groups
     share = {"training": 0.8, "test": 0.2} if len(data) > 100 else {"training": 0.65, "test": 0.35}
     test = np.flatnonzero(split_by_group(groups, share, seed=0) == "test")
-    for num_labels in (*options.num_labels, None):
+    available = np.count_nonzero(~np.isin(groups, groups[test]))
+    for num_labels in (*(number for number in options.num_labels if number <= available), None):
         for seed in options.seeds[: 1 if num_labels is None else None]:
             yield num_labels, seed, protocols.few_labels(data.targets, test, num_labels, seed, data.groups)
 
