@@ -246,12 +246,12 @@ def _fit(column: _Column, row: int | None, unit: str, base, embeddings, spectra:
         mixture = posterior["predictions"] / np.sqrt(len(weight))
         weight_change += mixture @ weight + posterior["slope"] * prior_weight
         spectrum_change += mixture @ skip + posterior["slope"] * prior_spectrum
-    errors, expected_sd = left_out_errors(inverse, alpha, groups)
+    errors, expected_sd, weights = left_out_errors(inverse, alpha, groups)
     return _Fit(
         prior_weight + weight_change,
         prior_spectrum + spectrum_change,
         prior_constant + posterior["bias"][0] - centers[0] @ weight_change - centers[1] @ spectrum_change,
-        interval_half_widths(errors, expected_sd),
+        interval_half_widths(errors, expected_sd, weights=weights),
     )
 
 
@@ -312,20 +312,24 @@ def most_probable_variances(features: dict, groups, residual: np.ndarray, prior_
     return found, np.tensordot(variances, stack, 1)
 
 
-def left_out_errors(inverse: np.ndarray, alpha: np.ndarray, groups) -> tuple[np.ndarray, float]:
-    """Errors `(n,)` of the labels of each group, or each label without groups, when all of the group are left out, and
-    the root mean variance that the process expects of them.
+def left_out_errors(inverse: np.ndarray, alpha: np.ndarray, groups) -> tuple[np.ndarray, float, np.ndarray]:
+    """Errors `(n,)` of the labels of each group, or each label without groups, when all of the group are left out; the
+    root mean variance that the process expects of them; and how many independent errors each stands for, `(n,)`.
 
     With the inverse covariance P and alpha = P residual, leaving out the rows g gives them the errors
-    `P_gg^-1 alpha_g` with the covariance `P_gg^-1` (Rasmussen & Williams 2006, equation 5.12, for several rows).
+    `P_gg^-1 alpha_g` with the covariance `P_gg^-1` (Rasmussen & Williams 2006, equation 5.12, for several rows). Of m
+    errors with the mean correlation rho, each stands for 1 / (1 + (m - 1) rho) (Kish 1965, Survey Sampling, 5.4).
     """
     groups = np.arange(len(alpha)) if groups is None or len(np.unique(groups)) < 2 else groups
-    errors, variances = np.empty(len(alpha)), np.empty(len(alpha))
+    errors, variances, weights = np.empty((3, len(alpha)))
     for group in np.unique(groups):
         rows = np.flatnonzero(groups == group)
         covariance = np.linalg.inv(inverse[np.ix_(rows, rows)])
         errors[rows], variances[rows] = covariance @ alpha[rows], np.diag(covariance)
-    return errors, float(np.sqrt(variances.mean()))
+        sd = np.sqrt(variances[rows])
+        correlations = (covariance / np.outer(sd, sd)).sum() - len(rows)  # of all pairs, each twice
+        weights[rows] = 1 / (1 + max(correlations, 0.0) / len(rows))
+    return errors, float(np.sqrt(variances.mean())), weights
 
 
 @torch.no_grad()

@@ -26,7 +26,9 @@ MOST_LEFT_OUT = 300  # spectra that are left out one by one to learn how far fam
 FAMILIAR_SD = 3.0  # standard deviations of ln(distance) of familiar spectra up to the threshold
 
 
-def interval_half_widths(errors, expected_sd: float, coverages: Sequence[float] = COVERAGES) -> np.ndarray:
+def interval_half_widths(
+    errors, expected_sd: float, coverages: Sequence[float] = COVERAGES, weights=None
+) -> np.ndarray:
     """Half widths of intervals that hold future errors with the given probabilities.
 
     With many errors this is split (or, for errors of leaving out, cross) conformal prediction: the smallest of the n
@@ -37,6 +39,8 @@ def interval_half_widths(errors, expected_sd: float, coverages: Sequence[float] 
     Args:
         errors (array-like of shape `(n,)`): of spectra that were not learnt from.
         expected_sd (`float`): standard deviation that the model itself expects of errors.
+        weights (array-like of shape `(n,)`, *optional*): how many independent errors each stands for, at most 1, where
+            those of one core or formation are alike; by default 1.
 
     Returns:
         `np.ndarray` of shape `(coverages,)`
@@ -44,10 +48,11 @@ def interval_half_widths(errors, expected_sd: float, coverages: Sequence[float] 
     made = np.abs(np.asarray(errors, dtype=np.float64))
     expected = expected_sd * norm.ppf(QUANTILES)
     sizes = np.concatenate([made, expected])
-    weights = np.concatenate([np.ones(len(made)), np.full(len(expected), EXPECTED_ERRORS / len(expected))])
+    weights = np.ones(len(made)) if weights is None else np.asarray(weights, dtype=np.float64)
+    weights = np.concatenate([weights, np.full(len(expected), EXPECTED_ERRORS / len(expected))])
     order = np.argsort(sizes)
     reached = np.cumsum(weights[order])
-    wanted = np.asarray(coverages) * (len(made) + 1 + EXPECTED_ERRORS)
+    wanted = np.asarray(coverages) * (weights.sum() + 1)  # one more is to come
     places = np.minimum(np.searchsorted(reached, wanted - 1e-9), len(sizes) - 1)
     return sizes[order][places]
 

@@ -145,14 +145,19 @@ def test_errors_of_left_out_groups_equal_those_of_fits_without_them():
     covariance = root @ root.T + np.eye(12)
     residual, groups = rng.normal(size=12), np.repeat(list("abc"), 4)
     inverse = np.linalg.inv(covariance)
-    errors, expected_sd = left_out_errors(inverse, inverse @ residual, groups)
+    errors, expected_sd, weights = left_out_errors(inverse, inverse @ residual, groups)
     variances = []
     for group in "abc":
         test, rest = groups == group, groups != group
         gain = covariance[np.ix_(test, rest)] @ np.linalg.inv(covariance[np.ix_(rest, rest)])
         assert errors[test] == pytest.approx(residual[test] - gain @ residual[rest])
-        variances.extend(np.diag(covariance[np.ix_(test, test)] - gain @ covariance[np.ix_(rest, test)]))
+        left = covariance[np.ix_(test, test)] - gain @ covariance[np.ix_(rest, test)]
+        variances.extend(np.diag(left))
+        correlation = left / np.sqrt(np.outer(np.diag(left), np.diag(left)))
+        rho = max((correlation.sum() - 4) / 12, 0)
+        assert weights[test] == pytest.approx(1 / (1 + 3 * rho))
     assert expected_sd == pytest.approx(np.sqrt(np.mean(variances)))
+    assert left_out_errors(inverse, inverse @ residual, None)[2] == pytest.approx(np.ones(12))
 
 
 def test_targets_that_the_base_does_not_know(base):

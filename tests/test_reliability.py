@@ -39,6 +39,14 @@ def test_one_large_error_widens_but_does_not_rule():
     assert calm == pytest.approx(0.1, abs=0.02) and calm <= one < 1
 
 
+def test_errors_that_are_alike_count_less():
+    errors = np.concatenate([np.full(10, 0.1), [1.0, 1.1]])  # ten spectra of one core, two other cores
+    alone, alike = (
+        interval_half_widths(errors, 0.5, (0.6,), weights) for weights in (None, np.append(np.full(10, 0.1), [1, 1]))
+    )
+    assert alone < 0.5 < alike  # 10 of 12 errors are small, but only one core of three
+
+
 def test_distances_of_spectra_left_out_set_the_threshold():
     rng = np.random.default_rng(2)
     embeddings = rng.normal(size=(12, 5)) * [3, 1, 1, 0.3, 0.1]
