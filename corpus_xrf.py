@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 import feature_extraction_xrf
 from feature_extraction_xrf import XRFFeatureExtractor
 
+SIMULATED = "simulation"  # how the source of a simulated spectrum begins
 ROWS_PER_TABLE = 1000  # rows that are extracted together
 
 
@@ -233,6 +234,13 @@ def cached_features(rows, extractor: XRFFeatureExtractor, split: str, targets: S
         new_fingerprint=hashlib.sha256(key.encode()).hexdigest()[:32],
         desc=f"Extracting {split}",
     )
+
+
+def is_simulated(rows) -> bool:
+    """Whether all spectra of a split (of many, some of them) say that they come from the simulation."""
+    if "source" not in (rows.column_names or ()):
+        return False
+    return all((row["source"] or "").startswith(SIMULATED) for row in spread(rows.select_columns(["source"]), 1000))
 
 
 def spread(rows, number: int):

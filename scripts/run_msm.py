@@ -380,6 +380,7 @@ def open_labels(data: DataArguments, training: TrainingArguments, recipe, checkp
         the fields of `XRFMaskedConfig` that describe them, or `None` where a regression checkpoint brings its own, and
         the names.
     """
+    import corpus_xrf
     import streaming_xrf
     import training_xrf
     from dataset_builder.simulation import TARGET_NAMES
@@ -405,7 +406,7 @@ def open_labels(data: DataArguments, training: TrainingArguments, recipe, checkp
             raise ValueError(f"The target {name!r} has no labels that vary in {data.dataset!r}; leave it out.")
     if not found:
         raise ValueError(f"{data.dataset!r} has no labels that vary; the objective labels needs simulated spectra.")
-    if recipe and recipe.is_endless:
+    if recipe.is_endless if recipe else corpus_xrf.is_simulated(rows):
         fields["calibration"] = "standardless"
     return fields, found
 

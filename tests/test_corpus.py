@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from datasets import Dataset
 from torch.utils.data import DataLoader
 
 from configuration_xrf import XRFMaskedConfig
@@ -16,6 +17,7 @@ from corpus_xrf import (
     SpectrumBatches,
     cached_features,
     extract_features,
+    is_simulated,
     labels_of,
     load_split,
     measured_patches,
@@ -182,6 +184,14 @@ def test_corpus_of_a_recipe_is_built_once():
     assert recipe_corpus(simulated_recipe(num_spectra=12, num_cores=6)) == folder
     assert recipe_corpus(simulated_recipe(num_spectra=12, num_cores=6, seed=1)) != folder
     assert sum(len(load_split(folder, split)) for split in ("train", "validation", "test")) == 12
+
+
+def test_simulated_spectra_say_so():
+    rows = Dataset.from_dict({"source": ["simulation, seed 3"] * 5})
+    assert is_simulated(rows)
+    assert not is_simulated(Dataset.from_dict({"source": ["simulation, seed 3", "core_7.spe"]}))
+    assert not is_simulated(Dataset.from_dict({"source": ["simulation, seed 3", None]}))
+    assert not is_simulated(rows.rename_column("source", "file"))
 
 
 def test_spread_takes_the_ends_and_what_lies_evenly_between(corpus):
