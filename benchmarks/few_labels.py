@@ -198,16 +198,15 @@ class Closed:
     SHARES = {"CaCO3": 0.44, "S": 1.0, "TOC": 1.0}
 
     def __init__(self, base, extractor, names):
-        from dataset_builder.simulation.targets import OXIDES
-
-        self.extractor, self.names = extractor, names
-        self.shares = {**dict.fromkeys(OXIDES, 1.0), **self.SHARES}
         from adaptation_xrf import adapt
+        from dataset_builder.simulation.targets import OXIDES
         from finetuning_xrf import AdaptedModel
 
-        wanted = list(dict.fromkeys([*names, *self.shares]))
-        self.model = AdaptedModel(lambda rows: adapt(base, rows, wanted, ["wt%"] * len(wanted)), extractor, 0)
-        self.wanted = wanted
+        self.names = names
+        self.shares = {**dict.fromkeys(OXIDES, 1.0), **self.SHARES}
+        self.wanted = list(dict.fromkeys([*names, *self.shares]))
+        units = ["wt%"] * len(self.wanted)
+        self.model = AdaptedModel(lambda rows: adapt(base, rows, self.wanted, units), extractor, 0)
 
     def fit(self, spectra, targets, groups=None):
         if len(spectra):
@@ -223,18 +222,31 @@ class Closed:
 
 def pretrained_methods(checkpoint: str) -> dict[str, Method]:
     """The ways of adapting a checkpoint, by name."""
+    import torch
+
     from adaptation_xrf import adapt
+    from evaluation_xrf import MIN_LABELS
     from feature_extraction_xrf import XRFFeatureExtractor
     from finetuning_xrf import AdaptedModel, load_pretrained
+    from modeling_xrf import XRFModel
     from peers_xrf import PooledTransfer
 
     base, extractor = load_pretrained(checkpoint), XRFFeatureExtractor.from_pretrained(checkpoint)
 
-    def adapted(names, seed):
-        return AdaptedModel(lambda rows: adapt(base, rows, names, ["wt%"] * len(names), seed), extractor, 0)
+    def adapted(names, seed, base=base, least_labels=0):
+        def adapt_to(rows):
+            return adapt(base, rows, names, ["wt%"] * len(names), seed)
+
+        return AdaptedModel(adapt_to, extractor, least_labels)
+
+    def from_random_weights(names, seed):
+        torch.manual_seed(seed)
+        return adapted(names, seed, XRFModel(base.config).eval(), MIN_LABELS)
 
     return {
         "pretrained": Method(adapted),
+        "pretrained_encoder": Method(lambda names, seed: adapted(names, seed, base.xrf, MIN_LABELS)),
+        "random_encoder": Method(from_random_weights),
         "pretrained_closed": Method(lambda names, seed: Closed(base, extractor, names), most_labels=0),
         "pretrained_pooled": Method(lambda names, seed: PooledTransfer(adapted(names, seed)), transfer_only=True),
     }
@@ -400,7 +412,7 @@ def by_target(rows: list[dict]) -> str:
 
 def main():
     known = methods()
-    pretrained = ("pretrained", "pretrained_closed", "pretrained_pooled")
+    pretrained = ("pretrained", "pretrained_encoder", "random_encoder", "pretrained_closed", "pretrained_pooled")
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS), help="what is measured")
     default = [name for name in PROTOCOLS if name != "five_fold"]
