@@ -128,3 +128,47 @@ def run_script():
         return result
 
     return run
+
+
+@pytest.fixture(scope="module")
+def script(request):
+    """The script that a test module names in `SCRIPT`, imported."""
+    path = ROOT / "scripts" / request.module.SCRIPT
+    spec = importlib.util.spec_from_file_location(f"{path.stem}_script", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+@pytest.fixture
+def call_script(script, monkeypatch, capsys):
+    """Runs `SCRIPT` in this process: exit code, standard output, standard error."""
+    import command_line_xrf
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", [Path(script.__file__).name, *map(str, arguments)])
+        code = 0
+        try:
+            command_line_xrf.run(script.main)
+        except SystemExit as stop:
+            code = stop.code
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    return call
+
+
+@pytest.fixture
+def refuses(call_script, tmp_path):
+    """Runs `SCRIPT`, expects one sentence and exit code 2, and that no file was written."""
+
+    def call(message, *arguments):
+        before = sorted(tmp_path.rglob("*"))
+        code, _, error = call_script(*arguments)
+        assert code == 2 and error.count("\n") == 1 and error.startswith("error: ")
+        assert message in error
+        assert sorted(tmp_path.rglob("*")) == before
+
+    return call

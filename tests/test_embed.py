@@ -1,6 +1,5 @@
 """scripts/embed.py: tables of embeddings and their maps."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -14,41 +13,19 @@ import pytest
 import torch
 from test_pipeline import tiny_pretrained, tiny_regressor
 
-import command_line_xrf
 import figures_xrf
 from dataset_builder import Spectrum, spectra_to_table
 from feature_extraction_xrf import XRFFeatureExtractor
 from hub_xrf import save_repository
 
 ROOT = Path(__file__).parent.parent
+SCRIPT = "embed.py"
 CALIBRATION = {"gain_kev": 0.02, "offset_kev": -0.01, "tube_kv": 6.0}
 
 
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("embed_script", ROOT / "scripts" / "embed.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
-
-
 @pytest.fixture
-def embed(script, monkeypatch, capsys):
-    """Runs the script in this process: exit code, standard output, standard error."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["embed.py", *map(str, arguments)])
-        code = 0
-        try:
-            command_line_xrf.run(script.main)
-        except SystemExit as stop:
-            code = stop.code
-        output = capsys.readouterr()
-        return code, output.out, output.err
-
-    return call
+def embed(call_script):
+    return call_script
 
 
 @pytest.fixture

@@ -1,8 +1,5 @@
 """scripts/explain.py: tables and a figure of what drives a prediction, whole or not at all."""
 
-import importlib.util
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,40 +8,17 @@ import pytest
 from PIL import Image
 from test_attribution import linear_model, simulated_spectra
 
-import command_line_xrf
 from dataset_builder import spectra_to_table
 from feature_extraction_xrf import XRFFeatureExtractor
 from hub_xrf import save_repository
 
-ROOT = Path(__file__).parent.parent
+SCRIPT = "explain.py"
 FILES = ["attribution.csv", "attribution.png", "lines.csv"]
 
 
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("explain_script", ROOT / "scripts" / "explain.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
-
-
 @pytest.fixture
-def explain(script, monkeypatch, capsys):
-    """Runs the script in this process: exit code, standard output, standard error."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["explain.py", *map(str, arguments)])
-        code = 0
-        try:
-            command_line_xrf.run(script.main)
-        except SystemExit as stop:
-            code = stop.code
-        output = capsys.readouterr()
-        return code, output.out, output.err
-
-    return call
+def explain(call_script):
+    return call_script
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import csv
 import errno
-import importlib.util
 import json
 import shutil
 import subprocess
@@ -19,7 +18,6 @@ import torch
 from peft import LoraConfig, get_peft_model
 from test_pipeline import TARGETS, randomised, tiny_pretrained, tiny_regressor
 
-import command_line_xrf
 import inference_xrf
 from dataset_builder import Spectrum, spectra_to_table
 from feature_extraction_xrf import XRFFeatureExtractor
@@ -27,50 +25,14 @@ from hub_xrf import save_adapter_repository, save_repository
 from modeling_xrf import XRFForRegression
 
 ROOT = Path(__file__).parent.parent
+SCRIPT = "predict.py"
 CALIBRATION = {"gain_kev": 0.02, "offset_kev": -0.01, "tube_kv": 10.0}
 NUM_CHANNELS = 500
 
 
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("predict_script", ROOT / "scripts" / "predict.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
-
-
 @pytest.fixture
-def predict(script, monkeypatch, capsys):
-    """Runs the script in this process: exit code, standard output, standard error."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, arguments)])
-        code = 0
-        try:
-            command_line_xrf.run(script.main)
-        except SystemExit as stop:
-            code = stop.code
-        output = capsys.readouterr()
-        return code, output.out, output.err
-
-    return call
-
-
-@pytest.fixture
-def refuses(predict, tmp_path):
-    """Runs the script, expects one sentence and exit code 2, and that no file was written."""
-
-    def call(message, *arguments):
-        before = sorted(tmp_path.rglob("*"))
-        code, _, error = predict(*arguments)
-        assert code == 2
-        assert error.count("\n") == 1 and error.startswith("error: ")
-        assert message in error
-        assert sorted(tmp_path.rglob("*")) == before
-
-    return call
+def predict(call_script):
+    return call_script
 
 
 @pytest.fixture(scope="module", params=["mse", "gaussian"])

@@ -1,6 +1,5 @@
 """scripts/predict_map.py: maps from scanned spectra with positions and from cubes of counts."""
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -11,53 +10,17 @@ import pytest
 from test_inference import adapted_regressor, save
 from test_pipeline import tiny_regressor
 
-import command_line_xrf
 import figures_xrf
 from inference_xrf import XRFPredictor
 
 ROOT = Path(__file__).parent.parent
+SCRIPT = "predict_map.py"
 CALIBRATION = {"gain_kev": 0.02, "offset_kev": -0.01, "tube_kv": 10.0}
 
 
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("predict_map_script", ROOT / "scripts" / "predict_map.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
-
-
 @pytest.fixture
-def predict_map(script, monkeypatch, capsys):
-    """Runs the script in this process: exit code, standard output, standard error."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["predict_map.py", *map(str, arguments)])
-        code = 0
-        try:
-            command_line_xrf.run(script.main)
-        except SystemExit as stop:
-            code = stop.code
-        output = capsys.readouterr()
-        return code, output.out, output.err
-
-    return call
-
-
-@pytest.fixture
-def refuses(predict_map, tmp_path):
-    """Runs the script, expects one sentence and exit code 2, and that no file was written."""
-
-    def call(message, *arguments):
-        before = sorted(tmp_path.rglob("*"))
-        code, _, error = predict_map(*arguments)
-        assert code == 2 and error.count("\n") == 1 and error.startswith("error: ")
-        assert message in error
-        assert sorted(tmp_path.rglob("*")) == before
-
-    return call
+def predict_map(call_script):
+    return call_script
 
 
 @pytest.fixture
