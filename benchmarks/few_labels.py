@@ -174,6 +174,12 @@ SETS = {
 
 # --- methods ---
 
+# Those that adapt a checkpoint, which is loaded for them only.
+PRETRAINED = (
+    *("pretrained", "pretrained_encoder", "random_encoder", "pretrained_closed"),
+    *("pretrained_pooled", "pretrained_twice"),
+)
+
 
 @dataclass(frozen=True)
 class Method:
@@ -220,6 +226,28 @@ class Closed:
         return values[:, : len(self.names)] * (100 / total)[:, None]
 
 
+class AdaptedTwice:
+    """The checkpoint adapted to the primary instrument, and the result, as if it were one, to the secondary.
+
+    Args:
+        adapted: function of a pretrained model that returns a method.
+        base: the checkpoint.
+    """
+
+    uses_transfer, least_transfer, least_labels = True, 1, 0
+
+    def __init__(self, adapted, base):
+        self.adapted, self.base = adapted, base
+
+    def fit(self, spectra, targets, groups, transfer):
+        on_primary = self.adapted(self.base).fit(spectra, targets, groups).model_
+        self.method = self.adapted(on_primary).fit(transfer.spectra, transfer.targets, transfer.groups)
+        return self
+
+    def predict(self, spectra):
+        return self.method.predict(spectra)
+
+
 def pretrained_methods(checkpoint: str) -> dict[str, Method]:
     """The ways of adapting a checkpoint, by name."""
     import torch
@@ -249,6 +277,9 @@ def pretrained_methods(checkpoint: str) -> dict[str, Method]:
         "random_encoder": Method(from_random_weights),
         "pretrained_closed": Method(lambda names, seed: Closed(base, extractor, names), most_labels=0),
         "pretrained_pooled": Method(lambda names, seed: PooledTransfer(adapted(names, seed)), transfer_only=True),
+        "pretrained_twice": Method(
+            lambda names, seed: AdaptedTwice(lambda model: adapted(names, seed, model), base), transfer_only=True
+        ),
     }
 
 
@@ -412,12 +443,11 @@ def by_target(rows: list[dict]) -> str:
 
 def main():
     known = methods()
-    pretrained = ("pretrained", "pretrained_encoder", "random_encoder", "pretrained_closed", "pretrained_pooled")
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS), help="what is measured")
     default = [name for name in PROTOCOLS if name != "five_fold"]
     parser.add_argument("--protocols", nargs="+", choices=PROTOCOLS, default=default, help="where a set allows them")
-    names = [*known, *pretrained]
+    names = [*known, *PRETRAINED]
     parser.add_argument("--methods", nargs="+", choices=names, default=names, help="what is compared")
     parser.add_argument("--model", default=str(CHECKPOINT), help="checkpoint that the pretrained methods adapt")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="of draws and of networks")
@@ -435,7 +465,7 @@ def main():
     folder = Path(os.environ.get("XRF_REAL_DATA", ROOT.parent / "shared" / "data"))
     if not (folder / "labelled").is_dir() and options.sets != ["simulated_cores"]:
         raise ValueError(f"There are no real spectra in {folder}; name their folder with XRF_REAL_DATA.")
-    if set(options.methods) & set(pretrained):
+    if set(options.methods) & set(PRETRAINED):
         known |= pretrained_methods(options.model)
     origin = provenance()
     for set_name in options.sets:
