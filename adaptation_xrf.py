@@ -1,16 +1,19 @@
-"""Few-label adaptation: a Gaussian process whose prior mean is what the pretrained model says already.
+"""Few-label adaptation: what the pretrained model says already, corrected by labels, and a ridge regression beside it.
 
-For each target, its labels (or their logarithms) are modelled as
+For each target, its labels (or their logarithms) are modelled by a Gaussian process,
 
-    label = prior + bias + slope + predictions + embedding + spectrum + group + noise
+    label = prior + bias + slope + mixture + group + noise
 
-`prior` is the pretrained model's own prediction where it knows the target, and the labels' mean where it does not.
-Every other term is a Gaussian process with a linear kernel and a variance of its own; the variances are the most
-probable ones given the labels (Rasmussen & Williams 2006, sections 2.7 and 5.4). Without labels the result is the
-prior, a few shift it, many let embedding and spectrum say where they know better. `group` is what the spectra of one
-core or formation have in common, so that many spectra of one do not pass for many samples.
+`prior` is the pretrained model's own prediction where it knows the target, and `mixture` all its predictions; where it
+does not, the labels' mean and the embedding. Every term after the prior has a linear kernel and a variance of its own;
+the variances are the most probable ones given the labels (Rasmussen & Williams 2006, sections 2.7 and 5.4). `group` is
+what the spectra of one core or formation have in common, so that many spectra of one do not pass for many samples.
 
-All terms are linear in the embedding and the scaled spectrum, so the result is an ordinary [`XRFForRegression`] with
+A ridge regression on the spectrum itself makes other errors than the process, so the answer is the mean of both, each
+weighted by the inverse of its mean squared error on what was left out (Bates & Granger 1969, Oper. Res. Q. 20,
+451-468). Without labels it is the prior; a few shift it; many let the spectrum say where it knows better.
+
+All is linear in the embedding and the scaled spectrum, so the result is an ordinary [`XRFForRegression`] with
 `spectrum_skip`. Its intervals come from the errors of leaving out each group, or each spectrum where there are none.
 
 N = spectra, D = hidden size, L = channels, T = targets, K = targets of the pretrained model. A missing laboratory
@@ -26,23 +29,22 @@ import numpy as np
 import torch
 from scipy.optimize import minimize
 
+from evaluation_xrf import fit_ridge
 from finetuning_xrf import ROWS_IN_A_BATCH, VALID_RANGES, LabelledSpectra, embed
 from modeling_xrf import XRFForRegression, XRFModel
 from reliability_xrf import COVERAGES, embedding_covariance, interval_half_widths, make_familiar
 
 # Prior medians of the terms' standard deviations: of ln(value) for a target that the pretrained model knows, else as a
 # share of the labels' own standard deviation. The logarithm of each is normal with `LN_SD_SPREAD`.
-KNOWN_SD = {
-    "bias": 0.3, "slope": 0.15, "predictions": 0.15, "embedding": 0.1, "spectrum": 0.15, "group": 0.1, "noise": 0.1
-}  # fmt: skip
-UNKNOWN_SD = {
-    "bias": 1.0, "slope": 0.0, "predictions": 0.5, "embedding": 0.5, "spectrum": 0.5, "group": 0.2, "noise": 0.2
-}  # fmt: skip
+KNOWN_SD = {"bias": 0.3, "slope": 0.15, "mixture": 0.15, "group": 0.1, "noise": 0.1}
+UNKNOWN_SD = {"bias": 1.0, "mixture": 0.7, "group": 0.2, "noise": 0.2}
 LN_SD_SPREAD = 1.0
 LARGEST_LN_SD_CHANGE = 4.0
 MOST_LABELS = 2000  # of one target; of more, this many are drawn, for time and memory
 # What a wt% counts in other units; where labels have another one, the model does not know the target.
 PER_WEIGHT_PERCENT = {"wt%": 1.0, "%": 1.0, "g/kg": 10.0, "ppm": 1e4, "mg/kg": 1e4, "ug/g": 1e4, "µg/g": 1e4}
+LEAST_FOR_RIDGE = 5  # labels from which on a ridge regression of the spectrum is worth a thought
+FREE_MEAN = 1e3  # variance of the mean of labels in a ridge regression, in units of that of a spectrum's share
 DECADE = 10.0  # labels that are positive and span more than this factor are fitted by their logarithms
 
 
@@ -192,67 +194,97 @@ def _new_model(base, target_names, target_units, columns: Sequence[_Column]) -> 
 
 
 @dataclass(frozen=True)
-class _Fit:
+class _Linear:
     """A target as a linear function, in transformed units: of the embedding `(D,)`, of the spectrum `(L,)`, constant;
-    and half widths of its intervals `(coverages,)`."""
+    and what is known of its errors on labels that were left out (see `left_out_errors`)."""
 
     weight: np.ndarray
     spectrum_weight: np.ndarray
     constant: float
-    half_widths: np.ndarray
+    errors: np.ndarray
+    expected_sd: float
+    counts: np.ndarray
+
+    def half_widths(self) -> np.ndarray:
+        """Of intervals, `(coverages,)`."""
+        return interval_half_widths(self.errors, self.expected_sd, weights=self.counts)
 
 
-def _fit(column: _Column, row: int | None, unit: str, base, embeddings, spectra: LabelledSpectra) -> _Fit:
-    """One target. Every term is `A A'` of centred features A `(n, k)`; its posterior mean has the weights
-    `variance A' alpha` with `alpha = (covariance of labels)^-1 (label - prior)`."""
+def _fit(column: _Column, row: int | None, unit: str, base, embeddings, spectra: LabelledSpectra) -> _Linear:
+    """One target."""
     spectrum = spectra.input_values.double().numpy()
+    groups = None if spectra.groups is None else np.asarray(spectra.groups)[column.rows]
+    process = _fit_process(column, row, unit, base, embeddings, spectrum, groups)
+    if len(column.labels) < LEAST_FOR_RIDGE or np.ptp(column.labels) == 0:
+        return process
+    ridge = _fit_spectrum(column.labels, spectrum[column.rows], groups, embeddings.shape[1])
+    precision = [1 / np.mean(part.errors**2) for part in (process, ridge)]
+    share = precision[0] / sum(precision)
+
+    def mixed(name):
+        return share * getattr(process, name) + (1 - share) * getattr(ridge, name)
+
+    names = ("weight", "spectrum_weight", "constant", "errors", "expected_sd", "counts")
+    return _Linear(*map(mixed, names))
+
+
+def _fit_process(column: _Column, row, unit: str, base, embeddings, spectrum, groups) -> _Linear:
+    """The Gaussian process. A term is `A A'` of features A `(n, k)`; its posterior mean has the weights
+    `variance A' alpha` with `alpha = (covariance of labels)^-1 (label - prior)`."""
     size, length = embeddings.shape[1], spectrum.shape[1]
-    prior_weight, prior_spectrum, prior_constant = np.zeros(size), np.zeros(length), 0.0
-    if row is not None:
+    if row is None:
+        weight, skip, bias = np.eye(size), np.zeros((size, length)), np.zeros(size)
+        prior_weight, prior_spectrum, prior_constant = np.zeros(size), np.zeros(length), np.mean(column.labels)
+        prior_sd = {name: sd * np.std(column.labels) for name, sd in UNKNOWN_SD.items()}
+    else:
         weight, skip, bias = _heads(base)
         std = base.config.target_std[row]
         prior_weight, prior_spectrum = std * weight[row], std * skip[row]
         prior_constant = std * bias[row] + base.config.target_mean[row] + np.log(PER_WEIGHT_PERCENT[unit])
-        predictions = embeddings @ weight.T + spectrum @ skip.T
-    elif len(column.labels):
-        prior_constant = column.labels.mean()
+        prior_sd = KNOWN_SD
     if len(column.labels) == 0:
-        half_widths = interval_half_widths([], np.linalg.norm(list(KNOWN_SD.values())))
-        return _Fit(prior_weight, prior_spectrum, prior_constant, half_widths)
+        expected_sd = float(np.linalg.norm(list(KNOWN_SD.values())))
+        return _Linear(prior_weight, prior_spectrum, prior_constant, np.zeros(0), expected_sd, np.zeros(0))
 
-    rows = column.rows
-    centers = embeddings[rows].mean(axis=0), spectrum[rows].mean(axis=0)
-    embedding, spectrum = embeddings[rows] - centers[0], spectrum[rows] - centers[1]
+    embedding, spectrum = embeddings[column.rows], spectrum[column.rows]
     own = embedding @ prior_weight + spectrum @ prior_spectrum
-    residual = column.labels - own - (centers[0] @ prior_weight + centers[1] @ prior_spectrum + prior_constant)
+    mixture = embedding @ weight.T + spectrum @ skip.T
+    centers = own.mean(), mixture.mean(axis=0)
+    # predictions of the base are standardised over all that it knows; embeddings have no scale of their own
+    scale = np.sqrt(len(weight)) if row is not None else _root_mean_square(mixture - centers[1])
     features = {
-        "bias": np.ones((len(rows), 1)),
-        "slope": own[:, None],
-        "embedding": embedding / _root_mean_square(embedding),
-        "spectrum": spectrum / _root_mean_square(spectrum),
+        "bias": np.ones((len(own), 1)),
+        "slope": (own - centers[0])[:, None],
+        "mixture": (mixture - centers[1]) / scale,
     }
-    if row is not None:
-        features["predictions"] = (predictions[rows] - predictions[rows].mean(axis=0)) / np.sqrt(len(weight))
-    groups = None if spectra.groups is None else np.asarray(spectra.groups)[rows]
-    scale = {name: sd * np.std(column.labels) for name, sd in UNKNOWN_SD.items()} if row is None else KNOWN_SD
-    variances, covariance = most_probable_variances(features, groups, residual, scale)
+    residual = column.labels - own - prior_constant
+    variances, covariance = most_probable_variances(features, groups, residual, prior_sd)
     inverse = np.linalg.inv(covariance)
     alpha = inverse @ residual
-
-    posterior = {name: variances[name] * (values.T @ alpha) for name, values in features.items()}
-    weight_change = posterior["embedding"] / _root_mean_square(embedding)
-    spectrum_change = posterior["spectrum"] / _root_mean_square(spectrum)
-    if row is not None:
-        mixture = posterior["predictions"] / np.sqrt(len(weight))
-        weight_change += mixture @ weight + posterior["slope"] * prior_weight
-        spectrum_change += mixture @ skip + posterior["slope"] * prior_spectrum
-    errors, expected_sd, weights = left_out_errors(inverse, alpha, groups)
-    return _Fit(
-        prior_weight + weight_change,
-        prior_spectrum + spectrum_change,
-        prior_constant + posterior["bias"][0] - centers[0] @ weight_change - centers[1] @ spectrum_change,
-        interval_half_widths(errors, expected_sd, weights=weights),
+    slope = 1 + variances["slope"] * (features["slope"].T @ alpha)[0]
+    mixed = variances["mixture"] * (features["mixture"].T @ alpha) / scale  # of the mixture's columns
+    constant = prior_constant + variances["bias"] * alpha.sum() + (1 - slope) * centers[0] - mixed @ centers[1]
+    return _Linear(
+        slope * prior_weight + mixed @ weight,
+        slope * prior_spectrum + mixed @ skip,
+        float(constant),
+        *left_out_errors(inverse, alpha, groups),
     )
+
+
+def _fit_spectrum(labels: np.ndarray, spectrum: np.ndarray, groups, size: int) -> _Linear:
+    """Ridge regression on the spectrum `(n, L)`, the penalty chosen by leaving out single spectra: where formations
+    differ, a penalty chosen by leaving out whole ones came out too large to use what tells samples apart."""
+    scale = _root_mean_square(spectrum)
+    coefficients, intercept, penalty = fit_ridge(spectrum / scale, labels, None)
+    centred = (spectrum - spectrum.mean(axis=0)) / scale
+    # the same as a process whose mean is as good as free
+    covariance = centred @ centred.T + penalty * np.eye(len(labels)) + FREE_MEAN
+    inverse = np.linalg.inv(covariance)
+    alpha = inverse @ (labels - labels.mean())
+    errors, _, counts = left_out_errors(inverse, alpha, groups)
+    expected_sd = float(np.sqrt(np.mean(errors**2)))  # it knows the size of its errors by those it made only
+    return _Linear(np.zeros(size), coefficients / scale, intercept, errors, expected_sd, counts)
 
 
 def _heads(base: XRFForRegression) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -281,7 +313,7 @@ def most_probable_variances(features: dict, groups, residual: np.ndarray, prior_
         features (`dict[str, np.ndarray]`): term -> features `(n, k)`.
         groups (`np.ndarray` of shape `(n,)`, *optional*): of the term `group`.
         residual (`np.ndarray` of shape `(n,)`): labels less their prior mean.
-        prior_sd (`dict[str, float]`): of the terms and of `group` and `noise`; a term with 0 is left out.
+        prior_sd (`dict[str, float]`): of the terms and of `group` and `noise`; a term without one is left out.
 
     Returns:
         variance of each term, and the covariance `(n, n)` of the residuals, noise included.
@@ -290,7 +322,7 @@ def most_probable_variances(features: dict, groups, residual: np.ndarray, prior_
     if groups is not None:
         kernels["group"] = (groups[:, None] == groups).astype(np.float64)
     kernels["noise"] = np.eye(len(residual))
-    names = [name for name in kernels if prior_sd[name] > 0]
+    names = [name for name in kernels if name in prior_sd]
     stack = np.stack([kernels[name] for name in names])
     start = np.log([prior_sd[name] for name in names])
 
@@ -333,11 +365,11 @@ def left_out_errors(inverse: np.ndarray, alpha: np.ndarray, groups) -> tuple[np.
 
 
 @torch.no_grad()
-def _write(model: XRFForRegression, fits: Sequence[_Fit]) -> None:
+def _write(model: XRFForRegression, fits: Sequence[_Linear]) -> None:
     """Put the linear functions and the intervals into the model."""
     mean, std = np.array(model.config.target_mean), np.array(model.config.target_std)
     model.head.weight.copy_(torch.from_numpy(np.stack([fit.weight for fit in fits]) / std[:, None]))
     model.head.bias.copy_(torch.from_numpy((np.array([fit.constant for fit in fits]) - mean) / std))
     model.spectrum_head.weight.copy_(torch.from_numpy(np.stack([fit.spectrum_weight for fit in fits]) / std[:, None]))
-    factors = np.stack([fit.half_widths for fit in fits], axis=1) / std
+    factors = np.stack([fit.half_widths() for fit in fits], axis=1) / std
     model.config.interval_factors = factors.tolist()

@@ -175,10 +175,7 @@ SETS = {
 # --- methods ---
 
 # Those that adapt a checkpoint, which is loaded for them only.
-PRETRAINED = (
-    *("pretrained", "pretrained_encoder", "random_encoder", "pretrained_closed"),
-    *("pretrained_pooled", "pretrained_twice"),
-)
+PRETRAINED = ("pretrained", "pretrained_encoder", "random_encoder", "pretrained_closed", "pretrained_pooled")
 
 
 @dataclass(frozen=True)
@@ -226,28 +223,6 @@ class Closed:
         return values[:, : len(self.names)] * (100 / total)[:, None]
 
 
-class AdaptedTwice:
-    """The checkpoint adapted to the primary instrument, and the result, as if it were one, to the secondary.
-
-    Args:
-        adapted: function of a pretrained model that returns a method.
-        base: the checkpoint.
-    """
-
-    uses_transfer, least_transfer, least_labels = True, 1, 0
-
-    def __init__(self, adapted, base):
-        self.adapted, self.base = adapted, base
-
-    def fit(self, spectra, targets, groups, transfer):
-        on_primary = self.adapted(self.base).fit(spectra, targets, groups).model_
-        self.method = self.adapted(on_primary).fit(transfer.spectra, transfer.targets, transfer.groups)
-        return self
-
-    def predict(self, spectra):
-        return self.method.predict(spectra)
-
-
 def pretrained_methods(checkpoint: str) -> dict[str, Method]:
     """The ways of adapting a checkpoint, by name."""
     import torch
@@ -277,9 +252,6 @@ def pretrained_methods(checkpoint: str) -> dict[str, Method]:
         "random_encoder": Method(from_random_weights),
         "pretrained_closed": Method(lambda names, seed: Closed(base, extractor, names), most_labels=0),
         "pretrained_pooled": Method(lambda names, seed: PooledTransfer(adapted(names, seed)), transfer_only=True),
-        "pretrained_twice": Method(
-            lambda names, seed: AdaptedTwice(lambda model: adapted(names, seed, model), base), transfer_only=True
-        ),
     }
 
 

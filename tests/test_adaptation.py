@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import Ridge, RidgeCV
 
 import adaptation_xrf
 from adaptation_xrf import KNOWN_SD, adapt, left_out_errors, most_probable_variances
 from configuration_xrf import XRFMaskedConfig
+from evaluation_xrf import RIDGE_PENALTIES
 from finetuning_xrf import LabelledSpectra
 from modeling_xrf import XRFForRegression
 
@@ -72,8 +74,8 @@ def test_one_label_shifts_everything_by_one_factor(base):
     assert model.config.calibration is None
 
 
-def test_the_model_is_the_posterior_mean(base):
-    """Against the same process in the space of functions, its variances given."""
+def test_the_model_is_the_weighted_mean_of_a_process_and_a_ridge_regression(base):
+    """Against the same process in the space of functions, its variances given, and scikit-learn's ridge."""
     rng = np.random.default_rng(1)
     groups = np.repeat(list("abcd"), 4)
     rows, new = spectra(np.exp(rng.normal(size=(16, 1))), groups, 1), spectra(np.full((5, 1), np.nan), seed=2)
@@ -82,29 +84,35 @@ def test_the_model_is_the_posterior_mean(base):
     embeddings = base.xrf(everything).pooler_output.double().detach().numpy()
     weight, bias = base.head.weight[:3].double().detach().numpy(), base.head.bias[:3].double().detach().numpy()
     heads = embeddings @ weight.T + bias
-    prior = heads[:, 0] * 0.8 + 1.0
-    spectrum = everything.double().numpy()
-
-    def centred(features):
-        return features - features[:16].mean(axis=0)
-
-    def scaled(features):
-        features = centred(features)
-        return features / np.sqrt(np.mean(np.sum(features[:16] ** 2, axis=1)))
+    prior, labels = heads[:, 0] * 0.8 + 1.0, np.log(rows.labels.double().numpy()[:, 0])
 
     features = {
         "bias": np.ones((21, 1)),
-        "slope": centred(prior[:, None]),
-        "embedding": scaled(embeddings),
-        "spectrum": scaled(spectrum),
-        "predictions": centred(heads) / np.sqrt(3),
+        "slope": (prior - prior[:16].mean())[:, None],
+        "mixture": (heads - heads[:16].mean(axis=0)) / np.sqrt(3),
     }
-    residual = np.log(rows.labels.double().numpy()[:, 0]) - prior[:16]
+    residual = labels - prior[:16]
     known = {name: values[:16] for name, values in features.items()}
     variances, covariance = most_probable_variances(known, groups, residual, KNOWN_SD)
     cross = sum(variances[name] * values[16:] @ values[:16].T for name, values in features.items())
-    expected = np.exp(prior[16:] + cross @ np.linalg.solve(covariance, residual))
-    assert said(model, new).predictions[:, 0].numpy() == pytest.approx(expected, rel=2e-3)
+    process = prior[16:] + cross @ np.linalg.solve(covariance, residual)
+
+    channels = everything.double().numpy()
+    channels = channels / np.sqrt(np.mean(np.sum(channels[:16] ** 2, axis=1)))
+    penalty = RidgeCV(RIDGE_PENALTIES).fit(channels[:16], labels).alpha_
+    ridge = Ridge(penalty).fit(channels[:16], labels).predict(channels[16:])
+
+    errors = {"process": np.empty(16), "ridge": np.empty(16)}
+    for group in "abcd":
+        out, rest = np.flatnonzero(groups == group), np.flatnonzero(groups != group)
+        gain = covariance[np.ix_(out, rest)] @ np.linalg.inv(covariance[np.ix_(rest, rest)])
+        errors["process"][out] = residual[out] - gain @ residual[rest]
+        errors["ridge"][out] = labels[out] - Ridge(penalty).fit(channels[rest], labels[rest]).predict(channels[out])
+    precision = {name: 1 / np.mean(values**2) for name, values in errors.items()}
+    share = precision["process"] / sum(precision.values())
+    expected = np.exp(share * process + (1 - share) * ridge)
+    assert said(model, new).predictions[:, 0].numpy() == pytest.approx(expected, rel=3e-3)
+    assert 0.1 < share < 0.9  # both have a say
 
 
 def test_variances_are_the_most_probable_ones():
