@@ -36,7 +36,7 @@ from reliability_xrf import COVERAGES, embedding_covariance, interval_half_width
 
 # Prior medians of the terms' standard deviations: of ln(value) for a target that the pretrained model knows, else as a
 # share of the labels' own standard deviation. The logarithm of each is normal with `LN_SD_SPREAD`.
-KNOWN_SD = {"bias": 0.3, "slope": 0.15, "mixture": 0.15, "group": 0.1, "noise": 0.1}
+KNOWN_SD = {"bias": 0.15, "slope": 0.1, "mixture": 0.15, "group": 0.2, "noise": 0.3}
 UNKNOWN_SD = {"bias": 1.0, "mixture": 0.7, "group": 0.2, "noise": 0.2}
 LN_SD_SPREAD = 1.0
 LARGEST_LN_SD_CHANGE = 4.0
@@ -44,6 +44,7 @@ MOST_LABELS = 2000  # of one target; of more, this many are drawn, for time and 
 # What a wt% counts in other units; where labels have another one, the model does not know the target.
 PER_WEIGHT_PERCENT = {"wt%": 1.0, "%": 1.0, "g/kg": 10.0, "ppm": 1e4, "mg/kg": 1e4, "ug/g": 1e4, "µg/g": 1e4}
 LEAST_FOR_RIDGE = 5  # labels from which on a ridge regression of the spectrum is worth a thought
+LUCKY_LABELS = 10  # with so many, the precision of the ridge regression is taken for half of what it seems
 FREE_MEAN = 1e3  # variance of the mean of labels in a ridge regression, in units of that of a spectrum's share
 DECADE = 10.0  # labels that are positive and span more than this factor are fitted by their logarithms
 
@@ -219,6 +220,8 @@ def _fit(column: _Column, row: int | None, unit: str, base, embeddings, spectra:
         return process
     ridge = _fit_spectrum(column.labels, spectrum[column.rows], groups, embeddings.shape[1])
     precision = [1 / np.mean(part.errors**2) for part in (process, ridge)]
+    # its penalty was chosen by errors like these: with few labels they look better than they are
+    precision[1] *= len(column.labels) / (len(column.labels) + LUCKY_LABELS)
     share = precision[0] / sum(precision)
 
     def mixed(name):

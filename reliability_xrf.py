@@ -14,7 +14,7 @@ from scipy.stats import norm
 
 from attribution_xrf import standardized_view
 from modeling_xrf import XRFFamiliarity, XRFForRegression
-from training_xrf import floored_labels
+from training_xrf import LABEL_FLOOR
 
 COVERAGES = (0.8, 0.9)
 # Errors that the model expects are counted beside those it made, as if this many had been made: they decide where
@@ -61,7 +61,8 @@ def interval_half_widths(
 def calibrate(model: XRFForRegression, batches: Iterable[dict], coverages: Sequence[float] = COVERAGES) -> None:
     """Give a model intervals that held for spectra it had not learnt from, and familiarity with them.
 
-    Errors count in units of the standard deviation of a Gaussian head, else of the standardised target.
+    Errors count in units of the standard deviation of a Gaussian head, else of the standardised target. Labels at the
+    floor, of elements that are not there, do not count: a model can be as sure of them as it likes.
 
     Args:
         model: changed in place, and left in training mode.
@@ -75,8 +76,9 @@ def calibrate(model: XRFForRegression, batches: Iterable[dict], coverages: Seque
     for batch in batches:
         inputs = {name: batch[name].to(model.device) for name in ("input_values", "attention_mask")}
         outputs = view(**inputs)
-        labels = floored_labels(batch["labels"].double().cpu(), model.config)
-        labels = (torch.where(is_log, labels.clamp(min=1e-300).log(), labels) - mean) / std
+        labels = batch["labels"].double().cpu()
+        labels = torch.where(is_log & (labels <= LABEL_FLOOR), torch.nan, labels)
+        labels = (torch.where(is_log, labels.log(), labels) - mean) / std
         sd = 1.0 if outputs.standard_deviation is None else outputs.standard_deviation.double().cpu()
         errors.append(((labels - outputs.predictions.double().cpu()) / sd).numpy())
         embeddings.append(model.xrf(**inputs).pooler_output.double().cpu().numpy())

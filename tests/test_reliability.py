@@ -117,6 +117,7 @@ def test_a_pretrained_model_gets_intervals_that_hold_on_spectra_held_out():
     iron = said.predictions[:, 0] * torch.exp(0.5 * noise[:, 0])
     labels = torch.stack([iron, said.predictions[:, 1] + 2.0 * noise[:, 1]], dim=1)
     labels[:50, 1] = torch.nan
+    labels[:200, 0] = 0  # not there
     calibrate(
         model, [{"input_values": values[:600], "attention_mask": mask[:600], "labels": labels[:600]}], (0.5, 0.9)
     )
