@@ -212,6 +212,9 @@ def standardized_view(model):
     config.interval_coverages = config.interval_factors = None
     view = copy.copy(model)
     view.config = config
+    # what accelerate and torch.compile put in the place of these would run the model itself
+    view.__dict__.pop("forward", None)
+    view._compiled_call_impl = None
     return view
 
 
