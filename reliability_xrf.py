@@ -23,7 +23,7 @@ EXPECTED_ERRORS = 4.0
 QUANTILES = np.linspace(0.5, 1, 41)[:-1] + 0.00625  # of the normal distribution that stands for expected errors
 RIDGE_SHARE = 1e-3  # of the mean variance of embeddings, added to every variance
 MOST_LEFT_OUT = 300  # spectra that are left out one by one to learn how far familiar ones lie
-FAMILIAR_SD = 3.0  # standard deviations of ln(distance) of familiar spectra up to the threshold
+FAMILIAR_SD = 2.326  # standard deviations of ln(distance) that 99 % of familiar spectra lie below
 
 
 def interval_half_widths(
@@ -100,8 +100,8 @@ def fit_familiarity(embeddings: np.ndarray, like: np.ndarray | None = None) -> t
             shape, not size, is taken over; by default a multiple of the unit matrix.
 
     Returns:
-        centre `(D,)`, whitening `(D, D)` and the distance beyond which a spectrum is unfamiliar: three standard
-        deviations of ln(distance) above the mean of spectra that were left out.
+        centre `(D,)`, whitening `(D, D)` and the distance beyond which a spectrum is unfamiliar: what 99 % of
+        spectra stay below, were ln(distance) of those left out in turn normal.
     """
     embeddings = np.asarray(embeddings, dtype=np.float64)
     number, size = embeddings.shape
