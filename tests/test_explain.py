@@ -1,6 +1,5 @@
 """scripts/explain.py: tables and a figure of what drives a prediction, whole or not at all."""
 
-
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
