@@ -75,3 +75,23 @@ def test_missing_spectra_are_one_sentence(tmp_path):
     result = run_benchmark(*options, data=tmp_path / "nowhere", check=False)
     assert result.returncode == 2 and list(tmp_path.iterdir()) == []
     assert result.stderr.startswith("error: There are no real spectra in ") and result.stderr.count("\n") == 1
+
+
+def test_the_checkpoint_with_no_label_and_with_those_of_other_formations(real_data, tmp_path):
+    results = tmp_path / "results.csv"
+    options = ["--sets", "mudrock_light_b", "--protocols", "zero_labels", "leave_group_out", "--results", results]
+    run_benchmark(*options, "--methods", "pretrained", "pretrained_closed", "ridge", data=real_data)
+    rows = {(row["protocol"], row["method"], row["target"]): row for row in read_rows(results)}
+    cases = {key[:2] for key in rows}
+    without = {("zero_labels", "pretrained"), ("zero_labels", "pretrained_closed")}
+    assert cases == without | {("leave_group_out", "pretrained"), ("leave_group_out", "ridge")}
+    for target in ("Al", "Si", "K", "Ca"):
+        assert float(rows["zero_labels", "pretrained", target]["ln_r"]) > 0.97, target
+        assert 0.75 < float(rows["zero_labels", "pretrained_closed", target]["scale"]) < 1.25, target
+    targets = [key[2] for key in rows if key[:2] == ("leave_group_out", "ridge")]
+
+    def mean(method, column):
+        return sum(float(rows["leave_group_out", method, target][column]) for target in targets) / len(targets)
+
+    assert mean("pretrained", "relative_ln_rmse") < 0.9 * mean("ridge", "relative_ln_rmse")
+    assert 0.87 < mean("pretrained", "coverage_90") < 0.95
