@@ -299,12 +299,9 @@ def test_unknown_names_are_refused():
 
 
 def test_the_view_of_a_wrapped_model_is_standardised_too():
-    from accelerate import Accelerator
-
     model = linear_model(torch.ones(2, 512) / 512, target_mean=[10.0, 2.0])
     values = torch.rand(3, model.config.spectrum_length)
     expected = standardized_view(model)(values).predictions
-    with_wrapper = Accelerator(cpu=True, mixed_precision="bf16").prepare(model)
-    assert "forward" in with_wrapper.__dict__
-    torch.testing.assert_close(standardized_view(with_wrapper)(values).predictions, expected)
-    assert (with_wrapper(values).predictions - expected).abs().max() > 1e-3
+    model.forward = model.forward  # bound to the model and an attribute of its own, as accelerate's wrapper is
+    torch.testing.assert_close(standardized_view(model)(values).predictions, expected)
+    assert (model(values).predictions - expected).abs().max() > 1
