@@ -30,7 +30,7 @@ import torch
 from scipy.optimize import minimize
 
 from evaluation_xrf import fit_ridge
-from finetuning_xrf import ROWS_IN_A_BATCH, VALID_RANGES, LabelledSpectra, embed
+from finetuning_xrf import ROWS_IN_A_BATCH, LabelledSpectra, embed, model_around
 from modeling_xrf import XRFForRegression, XRFModel
 from reliability_xrf import COVERAGES, embedding_covariance, interval_half_widths, make_familiar
 
@@ -82,10 +82,12 @@ def adapt(
         return _without_labels(base, target_names, target_units, known)
     rng = np.random.default_rng(seed)
     columns = [_Column.of(column, row is not None, rng) for row, column in zip(known, labels.T, strict=True)]
-    model = _new_model(base, target_names, target_units, columns)
+    model = _new_model(getattr(base, "xrf", base), target_names, target_units, columns)
     embeddings = embed(model, spectra, ROWS_IN_A_BATCH)
+    spectrum = spectra.input_values.double().numpy()
+    groups = None if spectra.groups is None else np.asarray(spectra.groups)
     fits = [
-        _fit(column, row, unit, base, embeddings, spectra)
+        _fit(column, row, unit, base, embeddings, spectrum, groups)
         for column, row, unit in zip(columns, known, target_units, strict=True)
     ]
     _write(model, fits)
@@ -123,32 +125,13 @@ class _Column:
         return cls(rows, np.log(labels[rows]) if is_log else labels[rows], is_log)
 
 
-def _copied_config(base, target_names, target_units, **fields):
-    ranges = [VALID_RANGES.get(unit, (None, None)) for unit in target_units]
-    fields = {
-        "target_names": list(target_names),
-        "target_units": list(target_units),
-        "target_min": [lower for lower, _ in ranges],
-        "target_max": [upper for _, upper in ranges],
-        **fields,
-    }
-    return type(base.config).from_dict({**base.config.to_dict(), "architectures": None}, **fields)
-
-
-def _around_encoder(base, config) -> XRFForRegression:
-    model = XRFForRegression(config)
-    encoder = base if isinstance(base, XRFModel) else base.xrf
-    model.xrf.load_state_dict(encoder.state_dict())
-    return model.to(encoder.device)
-
-
 def _without_labels(base, target_names, target_units, known) -> XRFForRegression:
     """The base's own rows for these targets, in these units, with its own intervals and familiarity."""
     own = base.config
     rows = np.array(known)
     shifts = [float(np.log(PER_WEIGHT_PERCENT[unit])) for unit in target_units]
-    config = _copied_config(
-        base,
+    model = model_around(
+        base.xrf,
         target_names,
         target_units,
         target_transform=["log"] * len(rows),
@@ -162,7 +145,6 @@ def _without_labels(base, target_names, target_units, known) -> XRFForRegression
         familiarity_threshold=own.familiarity_threshold,
         calibration=own.calibration,
     )
-    model = _around_encoder(base, config)
     outputs = rows if own.regression_loss == "mse" else np.concatenate([rows, rows + len(own.target_names)])
     with torch.no_grad():
         model.head.weight.copy_(base.head.weight[outputs])
@@ -174,10 +156,10 @@ def _without_labels(base, target_names, target_units, known) -> XRFForRegression
     return model
 
 
-def _new_model(base, target_names, target_units, columns: Sequence[_Column]) -> XRFForRegression:
+def _new_model(encoder, target_names, target_units, columns: Sequence[_Column]) -> XRFForRegression:
     """A model whose heads are still to be written; targets are standardised by their labels."""
-    config = _copied_config(
-        base,
+    return model_around(
+        encoder,
         target_names,
         target_units,
         target_transform=["log" if column.is_log else "linear" for column in columns],
@@ -191,7 +173,6 @@ def _new_model(base, target_names, target_units, columns: Sequence[_Column]) -> 
         familiarity_threshold=None,
         calibration=None,
     )
-    return _around_encoder(base, config)
 
 
 @dataclass(frozen=True)
@@ -211,10 +192,9 @@ class _Linear:
         return interval_half_widths(self.errors, self.expected_sd, weights=self.counts)
 
 
-def _fit(column: _Column, row: int | None, unit: str, base, embeddings, spectra: LabelledSpectra) -> _Linear:
-    """One target."""
-    spectrum = spectra.input_values.double().numpy()
-    groups = None if spectra.groups is None else np.asarray(spectra.groups)[column.rows]
+def _fit(column: _Column, row: int | None, unit: str, base, embeddings, spectrum, groups) -> _Linear:
+    """One target, from embeddings `(N, D)`, spectra `(N, L)` and groups `(N,)` of all spectra."""
+    groups = None if groups is None else groups[column.rows]
     process = _fit_process(column, row, unit, base, embeddings, spectrum, groups)
     if len(column.labels) < LEAST_FOR_RIDGE or np.ptp(column.labels) == 0:
         return process
@@ -236,7 +216,7 @@ def _fit_process(column: _Column, row, unit: str, base, embeddings, spectrum, gr
     `variance A' alpha` with `alpha = (covariance of labels)^-1 (label - prior)`."""
     size, length = embeddings.shape[1], spectrum.shape[1]
     if row is None:
-        weight, skip, bias = np.eye(size), np.zeros((size, length)), np.zeros(size)
+        weight, skip = np.eye(size), np.zeros((size, length))
         prior_weight, prior_spectrum, prior_constant = np.zeros(size), np.zeros(length), np.mean(column.labels)
         prior_sd = {name: sd * np.std(column.labels) for name, sd in UNKNOWN_SD.items()}
     else:

@@ -17,6 +17,7 @@ import numpy as np
 RIDGE_PENALTIES = np.logspace(-6, 2, 33)
 NUM_FOLDS = 5
 MIN_LABELS = 3
+NORMAL_HALF_WIDTHS = {0.8: 1.2816, 0.9: 1.6449}  # coverage of an interval: its half width in standard deviations
 
 METRIC_NAMES = ("r2", "rmse", "mae", "bias", "rpd", "rpiq", "n")
 

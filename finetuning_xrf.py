@@ -22,7 +22,7 @@ from corpus_xrf import extract_features
 from dataset_builder.features import FIXED_COLUMNS
 from dataset_builder.spectrum import Spectrum
 from dataset_builder.splits import split_by_group
-from evaluation_xrf import METRIC_NAMES, interval_metrics, regression_metric
+from evaluation_xrf import METRIC_NAMES, NORMAL_HALF_WIDTHS, interval_metrics, regression_metric
 from feature_extraction_xrf import XRFFeatureExtractor
 from modeling_xrf import XRFForRegression, XRFModel
 
@@ -36,7 +36,6 @@ PROBE_PENALTIES = np.logspace(-8, 2, 41)
 START_PENALTY = 1e-3
 ROWS_AT_ONCE = 1024  # spectra rebinned together, so that memory stays small
 ROWS_IN_A_BATCH = 256  # spectra that go through a model together
-NORMAL_HALF_WIDTHS = {0.8: 1.2816, 0.9: 1.6449}  # coverage of an interval: its half width in standard deviations
 
 
 @dataclass(frozen=True)
@@ -270,25 +269,36 @@ def regression_model(
         labels (`np.ndarray` of shape `(N, T)`): the training labels, whose mean and sd standardise the targets.
         pooling (`str`), regression_loss (`str`): see [`XRFMaskedConfig`].
     """
-    ranges = [VALID_RANGES.get(unit, (None, None)) for unit in target_units]
     labels = np.asarray(labels, dtype=np.float64)
-    fields = {
+    model = model_around(
+        encoder,
+        target_names,
+        target_units,
+        target_mean=[float(value) for value in np.nanmean(labels, axis=0)],
+        target_std=[float(value) for value in np.nanstd(labels, axis=0, ddof=1)],
+        pooling=pooling,
+        regression_loss=regression_loss,
+        spectrum_skip=False,
+    )
+    torch.nn.init.zeros_(model.head.weight)
+    torch.nn.init.zeros_(model.head.bias)
+    return model
+
+
+def model_around(encoder: XRFModel, target_names: Sequence[str], target_units: Sequence[str], **fields):
+    """A new [`XRFForRegression`] around a copy of an encoder, on its device: its configuration with these targets, the
+    valid ranges of their units, and other `fields`. Its head is still to be written."""
+    ranges = [VALID_RANGES.get(unit, (None, None)) for unit in target_units]
+    fields |= {
         "target_names": list(target_names),
         "target_units": list(target_units),
-        "target_mean": [float(value) for value in np.nanmean(labels, axis=0)],
-        "target_std": [float(value) for value in np.nanstd(labels, axis=0, ddof=1)],
         "target_min": [lower for lower, _ in ranges],
         "target_max": [upper for _, upper in ranges],
-        "pooling": pooling,
-        "regression_loss": regression_loss,
-        "spectrum_skip": False,
     }
     config = type(encoder.config).from_dict({**encoder.config.to_dict(), "architectures": None}, **fields)
     model = XRFForRegression(config)
     model.xrf.load_state_dict(encoder.state_dict())
-    torch.nn.init.zeros_(model.head.weight)
-    torch.nn.init.zeros_(model.head.bias)
-    return model
+    return model.to(encoder.device)
 
 
 def lora_model(model: XRFForRegression, rank: int, alpha: float, dropout: float, target_modules: Sequence[str]):

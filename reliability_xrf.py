@@ -110,10 +110,6 @@ def fit_familiarity(embeddings: np.ndarray, like: np.ndarray | None = None) -> t
     scatter = (embeddings - center).T @ (embeddings - center)
     shape = shape * (np.trace(scatter) / max(number - 1, 1)) / np.trace(shape)
     shape = shape + RIDGE_SHARE * np.trace(shape) / size * np.eye(size)
-
-    def precision(scatter, number):
-        return np.linalg.inv((scatter + size * shape) / (number - 1 + size))
-
     distances = []
     for row in np.linspace(0, number - 1, min(number, MOST_LEFT_OUT)).astype(int):
         offset = embeddings[row] - center
@@ -122,7 +118,7 @@ def fit_familiarity(embeddings: np.ndarray, like: np.ndarray | None = None) -> t
         distances.append(np.sqrt(offset @ np.linalg.solve((others + size * shape) / (number - 2 + size), offset)))
     ln_distances = np.log(np.maximum(distances, 1e-12))
     threshold = float(np.exp(ln_distances.mean() + FAMILIAR_SD * ln_distances.std()))
-    values, vectors = np.linalg.eigh(precision(scatter, number))
+    values, vectors = np.linalg.eigh(np.linalg.inv((scatter + size * shape) / (number - 1 + size)))
     return center, np.sqrt(np.maximum(values, 0))[:, None] * vectors.T, threshold
 
 

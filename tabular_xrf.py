@@ -12,10 +12,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from evaluation_xrf import MIN_LABELS, checked_labels, name_targets, target_columns
+from evaluation_xrf import MIN_LABELS, NORMAL_HALF_WIDTHS, checked_labels, name_targets, target_columns
 from peers_xrf import inner_folds
 
-COVERAGES = {0.8: 1.2816, 0.9: 1.6449}  # of an interval, and its half width in standard deviations
 MOST_ROWS_FOR_SCALES = 200  # that width and noise are learnt from; the fit itself takes all rows
 
 
@@ -85,7 +84,7 @@ class GaussianProcess:
         values = np.stack([mean for mean, _ in answers], axis=1)
         intervals = {
             coverage: tuple(np.stack([bounds[coverage][side] for _, bounds in answers], axis=1) for side in (0, 1))
-            for coverage in COVERAGES
+            for coverage in NORMAL_HALF_WIDTHS
         }
         return values, intervals
 
@@ -146,7 +145,7 @@ class _Process:
         standardised = kernel @ self.weights
         variance = np.exp(self.scales[0]) + np.exp(self.scales[2]) - np.sum(kernel @ self.inverse * kernel, axis=1)
         bounds = {}
-        for coverage, deviations in COVERAGES.items():
+        for coverage, deviations in NORMAL_HALF_WIDTHS.items():
             half = deviations * np.sqrt(variance)
             ends = [(standardised + sign * half) * self.sd + self.mean for sign in (-1, 1)]
             bounds[coverage] = tuple(np.exp(end) if self.log_target else end for end in ends)
