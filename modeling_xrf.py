@@ -124,7 +124,7 @@ class XRFEmbeddings(nn.Module):
     def forward(self, patches: torch.Tensor, patch_ids: torch.LongTensor | None = None) -> torch.Tensor:
         if patch_ids is not None:
             # gathered before the embedding, so that the backward pass holds no gather
-            patches = patches.gather(1, patch_ids[..., None].expand(-1, -1, patches.shape[-1]))  # (B, V, C)
+            patches = _gather_patches(patches, patch_ids)  # (B, V, C)
         tokens = self.patch_embeddings(patches)  # (B, V, D)
         tokens = torch.cat([self.cls_token.expand(len(tokens), -1, -1), tokens], dim=1)  # (B, V + 1, D)
         return tokens + self.positions(patch_ids).to(tokens.dtype)
@@ -140,11 +140,15 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scaled dot-product attention written out, so that its weights can be returned."""
-    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    """Scaled dot-product attention written out, so that its weights can be returned; in bfloat16 on a CPU faster than
+    the fused one. Every kernel computes a softmax in float32, whatever it is given."""
+    batch_size, num_heads, tokens, _ = query.shape
+    query, key = query.flatten(0, 1), key.flatten(0, 1)  # (B heads, tokens, head_dim)
+    scores = torch.baddbmm(query.new_empty(1), query, key.transpose(1, 2), beta=0, alpha=scaling)
+    scores = scores.view(batch_size, num_heads, tokens, -1)
     if attention_mask is not None:
         scores = scores + attention_mask
-    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.softmax(scores, dim=-1).to(query.dtype)
     context = torch.matmul(nn.functional.dropout(weights, p=dropout, training=module.training), value)
     return context.transpose(1, 2).contiguous(), weights
 
@@ -228,24 +232,28 @@ class XRFDecoder(nn.Module):
     def forward(
         self,
         latent: torch.Tensor,
-        patch_ids: torch.LongTensor,
+        places: torch.LongTensor,
         visible: torch.BoolTensor | None,
         attention_mask: torch.Tensor | None,
+        patch_ids: torch.LongTensor | None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
+        """`places` `(B, V)`: where among the reconstructed patches, all or `patch_ids` `(B, N)`, the encoded ones are;
+        `visible` `(B, V)` and `attention_mask` `(B, N)` as in the other classes. Returns `(B, N, C)`."""
         latent = self.embed(latent)  # (B, V + 1, E)
         batch_size, _, size = latent.shape
+        num_patches = self.config.num_patches if patch_ids is None else patch_ids.shape[1]
         patches, mask_token = latent[:, 1:], self.mask_token.to(latent.dtype)
         if visible is not None:
             patches = torch.where(visible[..., None], patches, mask_token)  # an empty slot's latent knows its patch
-        tokens = mask_token.expand(batch_size, self.config.num_patches, size)
-        tokens = tokens.scatter(1, patch_ids[..., None].expand_as(patches), patches)  # (B, P, E)
+        tokens = mask_token.expand(batch_size, num_patches, size)
+        tokens = tokens.scatter(1, places[..., None].expand_as(patches), patches)  # (B, N, E)
         hidden_states = torch.cat([latent[:, :1], tokens], dim=1)
-        hidden_states = hidden_states + self.positions().to(hidden_states.dtype)
+        hidden_states = hidden_states + self.positions(patch_ids).to(hidden_states.dtype)
         attention_mask = _with_cls(self.config, hidden_states, attention_mask)
         for layer in self.layers:
             hidden_states = layer(hidden_states, attention_mask, **kwargs)
-        return self.head(self.layernorm(hidden_states[:, 1:]))  # (B, P, C)
+        return self.head(self.layernorm(hidden_states[:, 1:]))  # (B, N, C)
 
 
 def _with_cls(config, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
@@ -258,7 +266,13 @@ def _with_cls(config, hidden_states: torch.Tensor, attention_mask: torch.Tensor 
                 f"{tuple(attention_mask.shape)}; XRFFeatureExtractor returns it."
             )
         attention_mask = nn.functional.pad(attention_mask.bool(), (1, 0), value=True)
-    return create_bidirectional_mask(config=config, inputs_embeds=hidden_states, attention_mask=attention_mask)
+    return create_bidirectional_mask(
+        config=config,
+        inputs_embeds=hidden_states,
+        attention_mask=attention_mask,
+        # to leave out a mask that hides nothing, its content must be read, and training would wait for the GPU
+        allow_is_bidirectional_skip=attention_mask is None or not torch.is_grad_enabled(),
+    )
 
 
 class XRFFamiliarity(nn.Module):
@@ -402,6 +416,7 @@ class XRFForMaskedSpectrumModeling(XRFPreTrainedModel):
         input_values: torch.FloatTensor,
         attention_mask: torch.Tensor | None = None,
         noise: torch.FloatTensor | None = None,
+        patch_ids: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> XRFMaskedSpectrumModelingOutput:
         r"""
@@ -409,19 +424,29 @@ class XRFForMaskedSpectrumModeling(XRFPreTrainedModel):
             input_values (`torch.FloatTensor` of shape `(batch_size, spectrum_length)`):
                 scaled counts on the model's energy grid.
             attention_mask (`torch.Tensor` of shape `(batch_size, num_patches)`, *optional*):
-                1 where a patch was measured; others are neither encoded nor reconstructed.
+                1 where a patch was measured; others are neither encoded nor reconstructed. With `patch_ids`, of shape
+                `(batch_size, num_ids)`.
             noise (`torch.FloatTensor` of shape `(batch_size, num_patches)`, *optional*):
                 the patches with the lowest noise are kept; drawn uniformly if not given.
+            patch_ids (`torch.LongTensor` of shape `(batch_size, num_ids)`, *optional*):
+                the spectrum has these patches only. Where they hold all that were measured, masks, loss and their
+                reconstruction are those of the whole spectrum, for less work; other patches are reconstructed as 0.
         """
         targets = _patchify(reconstruction_targets(input_values, self.config), self.config)  # (B, P, C)
         if noise is None:
             noise = torch.rand(targets.shape[:2], device=targets.device)
-        patch_ids, visible, mask, ids_restore = self._draw_mask(noise, attention_mask)
-        outputs = self.xrf(input_values, attention_mask=visible, patch_ids=patch_ids, return_dict=True, **kwargs)
+        if patch_ids is not None:
+            noise, targets = noise.gather(1, patch_ids), _gather_patches(targets, patch_ids)  # (B, N), (B, N, C)
+        places, visible, mask, ids_restore = self._draw_mask(noise, attention_mask)
+        encoded = places if patch_ids is None else patch_ids.gather(1, places)
+        outputs = self.xrf(input_values, attention_mask=visible, patch_ids=encoded, return_dict=True, **kwargs)
         kwargs = {key: value for key, value in kwargs.items() if not key.startswith("output_")}
-        reconstruction = self.decoder(outputs.last_hidden_state, patch_ids, visible, attention_mask, **kwargs)
+        reconstruction = self.decoder(outputs.last_hidden_state, places, visible, attention_mask, patch_ids, **kwargs)
+        loss = self._loss(reconstruction, targets, mask, attention_mask)
+        if patch_ids is not None:
+            reconstruction, mask, ids_restore = self._on_whole_spectra(reconstruction, mask, ids_restore, patch_ids)
         return XRFMaskedSpectrumModelingOutput(
-            loss=self._loss(reconstruction, targets, mask, attention_mask),
+            loss=loss,
             reconstruction=reconstruction.flatten(1),  # (B, L)
             mask=mask,
             ids_restore=ids_restore,
@@ -432,27 +457,38 @@ class XRFForMaskedSpectrumModeling(XRFPreTrainedModel):
     def _draw_mask(self, noise: torch.Tensor, attention_mask: torch.Tensor | None):
         """Which patches the encoder sees.
 
-        The number of places V follows from `mask_ratio` and the whole spectrum, so that shapes are static; a
-        spectrum with fewer measured patches fills fewer of them.
+        Of N patches, all or `patch_ids`, the number of places V follows from `mask_ratio` and N, so that shapes are
+        static; a spectrum with fewer measured patches fills fewer of them.
 
         Returns:
-            `patch_ids` (B, V), `visible` (B, V) bool (`None`: all), `mask` (B, P), `ids_restore` (B, P).
+            `places` (B, V), `visible` (B, V) bool (`None`: all), `mask` (B, N), `ids_restore` (B, N).
         """
-        num_patches = noise.shape[1]
         share = 1 - self.config.mask_ratio
-        num_visible = int(num_patches * share)
+        # the small addend undoes rounding below a whole number
+        num_visible = min(int(noise.shape[1] * share + 1e-4), int(self.config.num_patches * share))
         if attention_mask is not None:
             noise = noise.masked_fill(attention_mask == 0, torch.inf)
         ids_restore = noise.argsort(dim=1).argsort(dim=1)  # rank of every patch
-        patch_ids = ids_restore.argsort(dim=1)[:, :num_visible]
+        places = ids_restore.argsort(dim=1)[:, :num_visible]
         if attention_mask is None:
-            return patch_ids, None, (ids_restore >= num_visible).float(), ids_restore
+            return places, None, (ids_restore >= num_visible).float(), ids_restore
         measured = (attention_mask != 0).sum(1, keepdim=True)  # (B, 1)
-        # the small addend undoes rounding below a whole number
         kept = (measured * share + 1e-4).floor().clamp(max=num_visible)
         visible = torch.arange(num_visible, device=noise.device) < kept
         mask = ((ids_restore >= kept) & (ids_restore < measured)).float()
-        return patch_ids, visible, mask, ids_restore
+        return places, visible, mask, ids_restore
+
+    def _on_whole_spectra(self, reconstruction, mask, ids_restore, patch_ids):
+        """What was computed for `patch_ids` (B, N), for all patches: (B, P, C), (B, P), (B, P)."""
+        shape = (len(patch_ids), self.config.num_patches)
+        places = patch_ids[..., None].expand_as(reconstruction)
+        left_out = torch.ones(shape, dtype=torch.long, device=patch_ids.device).scatter(1, patch_ids, 0)
+        last = patch_ids.shape[1] - 1 + left_out.cumsum(1)
+        return (
+            reconstruction.new_zeros(*shape, reconstruction.shape[-1]).scatter(1, places, reconstruction),
+            mask.new_zeros(shape).scatter(1, patch_ids, mask),
+            last.scatter(1, patch_ids, ids_restore),
+        )
 
     def _loss(self, reconstruction, targets, mask, attention_mask) -> torch.Tensor:
         error = (reconstruction.float() - targets.float()).square().mean(dim=-1)  # (B, P)
@@ -646,6 +682,11 @@ def _patchify(input_values: torch.Tensor, config: XRFMaskedConfig) -> torch.Tens
             f"{tuple(input_values.shape)}; XRFFeatureExtractor rebins spectra to the model's grid."
         )
     return input_values.view(len(input_values), -1, config.patch_size)
+
+
+def _gather_patches(patches: torch.Tensor, patch_ids: torch.LongTensor) -> torch.Tensor:
+    """(B, P, C) to those of `patch_ids`, (B, V, C)."""
+    return patches.gather(1, patch_ids[..., None].expand(-1, -1, patches.shape[-1]))
 
 
 def _measured_values(input_values, attention_mask, patch_ids, config: XRFMaskedConfig) -> torch.Tensor:

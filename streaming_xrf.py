@@ -57,9 +57,9 @@ class NativeBatch:
 
 
 class SpectrumStream(IterableDataset):
-    """Batches of model inputs without end: `sample_id`, `input_values` and `attention_mask` as `extract_tensors` gives
-    them, and `epoch`, a number. If the source has targets, also `labels`, and `patch_ids` as `measured_patches` gives
-    them; then spectra that reach similarly far in energy share batches, so that few patches are encoded in vain.
+    """Batches of model inputs without end: `sample_id`, `input_values`, `attention_mask` and `patch_ids` as
+    `measured_patches` gives them, and `epoch`, a number. If the source has targets, also `labels`; then spectra that
+    reach similarly far in energy share batches, so that few patches are encoded in vain.
 
     Args:
         source (`StreamedRows` or `Mixture`): gives native batches.
@@ -102,9 +102,7 @@ class SpectrumStream(IterableDataset):
                 spectra = _augmented(
                     spectra, self.augmentation, np.random.default_rng((self.seed, 1, share, position))
                 )
-            tensors = extract_tensors(spectra, batch.sample_ids, self.extractor, self.split)
-            if self.source.targets:
-                tensors = measured_patches(tensors)
+            tensors = measured_patches(extract_tensors(spectra, batch.sample_ids, self.extractor, self.split))
             yield {**tensors, "epoch": batch.epoch}
 
     def _reach(self, spectra: NativeSpectra) -> np.ndarray:

@@ -248,7 +248,8 @@ def training_step():
 
     def step(batch):
         with torch.autocast("cpu", torch.bfloat16):
-            loss = model(batch["input_values"], attention_mask=batch["attention_mask"]).loss
+            inputs = {name: batch[name] for name in ("input_values", "attention_mask", "patch_ids")}
+            loss = model(**inputs).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

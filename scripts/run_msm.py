@@ -151,7 +151,11 @@ class TrainingArguments:
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95], metadata={"help": "the two betas of AdamW"})
     gradient_clip: float = field(default=0.5, metadata={"help": "highest norm of the gradient; 0 does not clip"})
     mixed_precision: str | None = field(
-        default=None, metadata={"help": "no, bf16 or fp16; by default what accelerate was launched with"}
+        default=None,
+        metadata={
+            "help": "no, bf16 or fp16; by default the bf16 or fp16 that accelerate was launched with, or else bf16 "
+            "where the machine has units for it"
+        },
     )
     seed: int = field(default=0, metadata={"help": "of initialisation, data order, augmentation and masks"})
 
@@ -467,7 +471,7 @@ def open_batches(accelerator, data, training: TrainingArguments, extractor, rows
         batch_size=training.batch_size,
         shuffle=True,
         drop_last=True,
-        collate_fn=corpus_xrf.whole_batch,
+        collate_fn=corpus_xrf.measured_patches,
         persistent_workers=data.workers > 0,
         **loading,
     )
@@ -521,7 +525,7 @@ def main(argv: list[str] | None = None):
     import datasets
     import torch
     import transformers
-    from accelerate import Accelerator, DataLoaderConfiguration
+    from accelerate import Accelerator, DataLoaderConfiguration, PartialState
     from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, set_seed
     from tqdm.auto import tqdm
 
@@ -535,8 +539,10 @@ def main(argv: list[str] | None = None):
 
     folder = Path(output.output_dir)
     trackers = [] if output.trackers == ["none"] else output.trackers
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    fastest = training_xrf.fastest_precision(PartialState().device) if launched == "no" else launched
     accelerator = Accelerator(
-        mixed_precision=training.mixed_precision,
+        mixed_precision=training.mixed_precision or fastest,
         gradient_accumulation_plugin=GradientAccumulationPlugin(
             num_steps=training.gradient_accumulation, sync_with_dataloader=False
         ),
@@ -570,10 +576,9 @@ def main(argv: list[str] | None = None):
         with accelerator.local_main_process_first():
             fields, targets = open_labels(data, training, recipe, model_arguments.model_name_or_path)
         model = build_regression_model(model_arguments, fields)
-        if accelerator.device.type == "cpu" and accelerator.mixed_precision == "bf16":
-            model.set_attn_implementation("eager")  # a third faster than sdpa there
     else:
         model = build_model(model_arguments)
+    model.set_attn_implementation(training_xrf.fastest_attention(accelerator.device, accelerator.mixed_precision))
     config = model.config
     if not labelled and training_xrf.num_visible_patches(config) < 1:
         raise ValueError(f"mask_ratio {config.mask_ratio} leaves none of {config.num_patches} patches; lower it.")
@@ -616,12 +621,12 @@ def main(argv: list[str] | None = None):
         claim_run_folder(folder, "run_msm.py", options, resume=output.resume)
     accelerator.wait_for_everyone()
     if model_arguments.compile:
-        model.compile(dynamic=None if labelled else False)  # batches with labels differ in their number of patches
+        model.compile()  # for another shape, should batches differ in the number of measured patches
     optimizer = torch.optim.AdamW(
         training_xrf.parameter_groups(model, training.weight_decay),
         lr=training.learning_rate,
         betas=tuple(training.betas),
-        fused=accelerator.device.type == "cuda",
+        fused=True,
     )
     model, optimizer = accelerator.prepare(model, optimizer)
     bare_model = accelerator.unwrap_model(model)
@@ -637,14 +642,16 @@ def main(argv: list[str] | None = None):
         warmup_steps = round(training.warmup_ratio * total_steps)
     precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
     peak_flops = training_xrf.matrix_peak(accelerator.device, precision)
+    flops_of = training_xrf.regression_flops if labelled else training_xrf.training_flops
     if labelled:
         loss_of = partial(training_xrf.label_loss, config=config)
     else:
-        loss_of = partial(training_xrf.masked_loss, seed=training.seed)
+        loss_of = partial(training_xrf.masked_loss, config=config, seed=training.seed)
     accelerator.print(
         f"{bare_model.num_parameters():,} parameters, {total_steps} steps of {global_batch_size} spectra from step "
         f"{first_step}, {accelerator.num_processes} process(es) on {accelerator.device.type}; 100 % of peak is "
-        f"{peak_flops:.3g} FLOP/s, measured on square {str(precision).removeprefix('torch.')} matrix products",
+        f"{peak_flops:.3g} FLOP/s, measured on square {str(precision).removeprefix('torch.')} matrix products; "
+        f"attention {config._attn_implementation}",
         flush=True,
     )
     bar = tqdm(total=total_steps, initial=first_step, desc="pretraining", disable=not on_terminal, dynamic_ncols=True)
@@ -654,6 +661,7 @@ def main(argv: list[str] | None = None):
             bar.write(line) if on_terminal else print(line, flush=True)
 
     # Loop. Nothing in it waits for the GPU, except where a line is logged.
+    training_xrf.keep_freed_memory()
     model.train()
     interval_loss = torch.tensor(progress["interval_loss"], device=accelerator.device)  # summed since the last line
     interval_steps = progress["interval_steps"]
@@ -681,10 +689,7 @@ def main(argv: list[str] | None = None):
                 optimizer.step()
                 optimizer.zero_grad()
             interval_loss += loss.detach() / training.gradient_accumulation
-            if labelled:
-                timed_flops += training_xrf.regression_flops(config, batch["patch_ids"].shape[1])
-            else:
-                timed_flops += training_xrf.training_flops(config)
+            timed_flops += flops_of(config, batch["patch_ids"].shape[1])
         interval_steps += 1
         timed_steps += 1
         bar.update()

@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
@@ -28,6 +29,7 @@ from modeling_xrf import (
     XRFForMaskedSpectrumModeling,
     XRFForRegression,
     XRFModel,
+    eager_attention_forward,
     sine_cosine_positions,
 )
 
@@ -521,6 +523,77 @@ def test_compiled_kernels_give_the_same_step(values, attention_mask, noise):
     model = build(XRFForMaskedSpectrumModeling, num_hidden_layers=1, decoder_num_hidden_layers=1).train()
     inputs = model_inputs(model, values, attention_mask, noise)
     assert_compiled_step_equals_eager(model, inputs, backend="inductor")
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("fields", [{}, {"mask_ratio": 0.7}, {"masked_loss_only": False}], ids=str)
+def test_pretraining_on_the_measured_patches_alone_is_the_same(fields, implementation, values, noise):
+    """Masks, loss, reconstruction and gradients, for less work."""
+    attention_mask = torch.zeros(5, NUM_PATCHES, dtype=torch.long)
+    for row, measured in enumerate([range(1, 9), range(1, 6), [2, 3, 5, 8, 9], [6], []]):
+        attention_mask[row, list(measured)] = 1
+    patch_ids = attention_mask.any(dim=0).nonzero()[:, 0].expand(5, -1)
+    assert patch_ids.shape == (5, 9)
+    results = []
+    for ids in (None, patch_ids):
+        model = build(XRFForMaskedSpectrumModeling, implementation, **fields).train()
+        mask = attention_mask if ids is None else attention_mask.gather(1, ids)
+        output = model(values, attention_mask=mask, noise=noise, patch_ids=ids, output_hidden_states=True)
+        output.loss.backward()
+        results.append((output, {name: parameter.grad for name, parameter in model.named_parameters()}))
+    (whole, gradients), (alone, gradients_alone) = results
+    torch.testing.assert_close(alone.loss, whole.loss)
+    assert torch.equal(alone.mask, whole.mask) and alone.mask.sum() > 0
+    assert torch.equal(alone.ids_restore.sort(1).values, torch.arange(NUM_PATCHES).expand(5, -1))
+    measured = attention_mask.bool()
+    assert torch.equal(alone.ids_restore[measured], whole.ids_restore[measured])
+    shown = channels_of(attention_mask)
+    torch.testing.assert_close(alone.reconstruction[shown], whole.reconstruction[shown], rtol=1e-4, atol=1e-5)
+    assert (alone.reconstruction[~channels_of(attention_mask.any(dim=0).expand(5, -1))] == 0).all()
+    assert alone.hidden_states[0].shape[1] < whole.hidden_states[0].shape[1]
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradients_alone[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_all_patches_in_another_order_are_the_whole_spectrum(masked_model, values, noise):
+    patch_ids = torch.rand(5, NUM_PATCHES, generator=torch.Generator().manual_seed(3)).argsort(1)
+    with torch.no_grad():
+        whole, shuffled = (masked_model(values, noise=noise, patch_ids=ids) for ids in (None, patch_ids))
+    for name in ("loss", "mask", "ids_restore", "reconstruction"):
+        torch.testing.assert_close(shuffled[name], whole[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("alone", [False, True])
+def test_pretraining_step_reads_nothing_from_its_tensors(alone, implementation, values, attention_mask, noise):
+    """Whatever reads the content of a tensor waits for a GPU; here they have none, and reading raises."""
+    with FakeTensorMode() as mode:
+        model = XRFForMaskedSpectrumModeling(XRFMaskedConfig(**SIZES, attn_implementation=implementation)).train()
+        inputs = {"input_values": values, "attention_mask": attention_mask, "noise": noise}
+        if alone:
+            inputs["patch_ids"] = torch.arange(NUM_PATCHES).repeat(5, 1)
+        model(**{name: mode.from_tensor(tensor) for name, tensor in inputs.items()}).loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+        with pytest.raises(DataDependentOutputException):
+            norm.item()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_written_out_attention_is_a_softmax_of_scaled_products(masked):
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, 3, 5, 8, generator=generator, dtype=torch.float64) for _ in range(3))
+    query.requires_grad_()
+    mask = torch.where(torch.rand(2, 1, 1, 5, generator=generator) < 0.4, -torch.inf, 0.0) if masked else None
+    context, weights = eager_attention_forward(torch.nn.Module(), query, key, value, mask, scaling=0.3)
+    scores = 0.3 * torch.einsum("bhqd,bhkd->bhqk", query, key) + (0 if mask is None else mask)
+    expected = scores.exp() / scores.exp().sum(-1, keepdim=True)
+    torch.testing.assert_close(weights, expected)
+    expected_context = torch.einsum("bhqk,bhkd->bqhd", expected, value)
+    torch.testing.assert_close(context, expected_context)
+    torch.testing.assert_close(
+        torch.autograd.grad(context.square().sum(), query, retain_graph=True),
+        torch.autograd.grad(expected_context.square().sum(), query),
+    )
 
 
 # Gradients and edges

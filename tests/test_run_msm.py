@@ -32,6 +32,7 @@ from datasets.config import HF_DATASETS_CACHE
 from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     AutoFeatureExtractor,
     AutoModel,
@@ -110,7 +111,7 @@ def pretrain(corpus, config_file, tmp_path_factory):
     def run(**options):
         options = {
             "dataset": corpus, "config_file": config_file, "batch_size": 8, "max_steps": STEPS, "learning_rate": 1e-2,
-            "log_every": 1, "validate_every": 0, "trackers": "none", **options,
+            "log_every": 1, "validate_every": 0, "trackers": "none", "mixed_precision": "no", **options,
         }  # fmt: skip
         options.setdefault("output_dir", tmp_path_factory.mktemp("runs") / "run")
         argv = []
@@ -313,6 +314,38 @@ def test_accumulated_gradients_are_those_of_the_larger_batch(pretrain, baseline)
 
 def test_workers_load_the_same_data(pretrain, baseline):
     assert records(pretrain(workers=2)) == records(baseline)
+
+
+class Readings(TorchDispatchMode):
+    """Counts how often a number is read from a tensor, for which a GPU would have to finish all it was given."""
+
+    def __init__(self):
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.number += function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.default)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_loop_reads_numbers_for_the_lines_of_its_log_only(pretrain, precision):
+    numbers = []
+    for options in ({"max_steps": 2, "log_every": 6}, {"log_every": 6}, {"log_every": 1}):
+        with Readings() as readings:
+            pretrain(**options, mixed_precision=precision)
+        numbers.append(readings.number)
+    assert numbers[0] == numbers[1] < numbers[2]  # after 2 and after 6 steps, all of one epoch
+
+
+def test_precision_and_attention_are_the_machine_s_own(pretrain, monkeypatch, capfd):
+    for units, precision, attention in (({"avx512_bf16": True}, "bfloat16", "eager"), ({}, "float32", "sdpa")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda units=units: units)
+        pretrain(max_steps=1, mixed_precision=None)
+        assert f"square {precision} matrix products; attention {attention}" in capfd.readouterr().out
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    pretrain(max_steps=1, mixed_precision=None)
+    assert "square bfloat16 matrix products; attention eager" in capfd.readouterr().out
 
 
 def test_bf16_is_close_to_fp32(pretrain, baseline):

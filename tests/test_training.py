@@ -20,6 +20,7 @@ from training_xrf import (
     LabelValidation,
     channel_statistics,
     checkpoints,
+    encoder_flops,
     floored_labels,
     label_loss,
     learning_rate_at,
@@ -290,6 +291,12 @@ def test_flops_are_those_that_torch_counts(mask_ratio):
     # twice the forward pass, but for the gradient with respect to the counts, which nothing needs
     embedding = 3 * 2 * num_visible_patches(config) * 16 * 32
     assert backward.get_total_flops() == 2 * forward.get_total_flops() - embedding
+    with FlopCounterMode(display=False) as forward:
+        model(torch.rand(3, 128), patch_ids=torch.tensor([0, 2, 3, 5, 7]).expand(3, -1))
+    assert forward.get_total_flops() == training_flops(config, 5) < training_flops(config)
+    with FlopCounterMode(display=False) as forward:
+        model.xrf(torch.rand(1, 128))
+    assert forward.get_total_flops() == encoder_flops(config, 8)
 
 
 def test_matrix_peak_counts_operations_per_second():
