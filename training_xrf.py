@@ -193,6 +193,26 @@ def masked_loss(model, batch: dict[str, torch.Tensor], epoch: int, config: XRFMa
     return model(**inputs, noise=noise).loss
 
 
+def loss_terms(batch: dict[str, torch.Tensor], config: XRFMaskedConfig) -> torch.Tensor:
+    """Number of terms that the loss of a batch is the mean of: its labels, or the patches that are reconstructed."""
+    if "labels" in batch:
+        return (~batch["labels"].isnan()).sum()
+    measured = (batch["attention_mask"] != 0).sum(1)
+    if not config.masked_loss_only:
+        return measured.sum()
+    # as many as `XRFForMaskedSpectrumModeling` hides; the small addend undoes rounding below a whole number
+    kept = (measured * (1 - config.mask_ratio) + 1e-4).floor().clamp(max=num_visible_patches(config))
+    return (measured - kept).sum()
+
+
+def loss_weights(accelerator, batches: Sequence[dict], config: XRFMaskedConfig) -> torch.Tensor:
+    """What to multiply the losses of the batches of one step on this process with, `(len(batches),)`, so that their
+    mean over batches and processes is the mean over all terms of the global batch, however it is divided."""
+    terms = torch.stack([loss_terms(batch, config) for batch in batches]).float()
+    total = accelerator.reduce(terms.sum(), "sum")
+    return terms * (len(batches) * accelerator.num_processes) / total.clamp(min=1)
+
+
 def _spectrum_title(row: dict) -> str:
     """What a row of a corpus says about where a spectrum was measured."""
     if row.get("sample"):
@@ -328,6 +348,36 @@ class LabelValidation:
             f"{self.split!r}: loss {measured['validation_loss']:.5f}, R2 {measured['validation_r2']:.4f} over "
             f"{len(measured['r'])} targets, r {measured['validation_r']:.4f} over the main oxides"
         )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Models in shares (FSDP2)
+
+
+def set_sharded_precision(accelerator) -> None:
+    """With FSDP2, exchange weights in the precision of the run, and sum gradients in float32. Inputs and outputs keep
+    theirs, for rounded noise would be another mask; inside the model `accelerator.autocast` chooses, as without FSDP2.
+    To be called before the model is prepared."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    if accelerator.is_fsdp2:
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
+        accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
+            param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
+
+
+def whole_model(accelerator, model):
+    """The model without what accelerate put around it; with FSDP2, where every process holds a share, a copy of all of
+    it on every process. Called by all processes."""
+    bare = accelerator.unwrap_model(model)
+    if not accelerator.is_fsdp2:
+        return bare
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    copy = type(bare)(bare.config).to(bare.device)
+    copy.load_state_dict(get_model_state_dict(bare, options=StateDictOptions(full_state_dict=True)))
+    return copy
 
 
 # ---------------------------------------------------------------------------------------------------------------------

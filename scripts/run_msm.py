@@ -18,7 +18,8 @@ so predicts concentrations of real ones without a laboratory value:
         --dataset simulated_any --streaming --workers 1 --model_name_or_path runs/tiny/model --max_steps 8000 \
         --batch_size 64 --learning_rate 1e-3 --output_dir runs/tiny-labels
 
-Eight GPUs (batch_size counts the spectra of one process):
+Eight GPUs (batch_size counts the spectra of one process); `scripts/configs/fsdp2.yaml` in place of `eight_gpus.yaml`
+divides model and optimiser among them, for models too large for one:
 
     accelerate launch --config_file scripts/configs/eight_gpus.yaml scripts/run_msm.py --dataset org/corpus \
         --model_size base --output_dir runs/base
@@ -526,7 +527,7 @@ def main(argv: list[str] | None = None):
     import torch
     import transformers
     from accelerate import Accelerator, DataLoaderConfiguration, PartialState
-    from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, set_seed
+    from accelerate.utils import GradientAccumulationPlugin, ProjectConfiguration, parse_flag_from_env, set_seed
     from tqdm.auto import tqdm
 
     import corpus_xrf
@@ -540,7 +541,8 @@ def main(argv: list[str] | None = None):
     folder = Path(output.output_dir)
     trackers = [] if output.trackers == ["none"] else output.trackers
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    fastest = training_xrf.fastest_precision(PartialState().device) if launched == "no" else launched
+    device = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device
+    fastest = training_xrf.fastest_precision(device) if launched == "no" else launched
     accelerator = Accelerator(
         mixed_precision=training.mixed_precision or fastest,
         gradient_accumulation_plugin=GradientAccumulationPlugin(
@@ -628,8 +630,9 @@ def main(argv: list[str] | None = None):
         betas=tuple(training.betas),
         fused=True,
     )
+    num_parameters = model.num_parameters()
+    training_xrf.set_sharded_precision(accelerator)
     model, optimizer = accelerator.prepare(model, optimizer)
-    bare_model = accelerator.unwrap_model(model)
     if found:
         accelerator.load_state(str(found[-1]))
     batches = batches_from(first_step * training.gradient_accumulation)
@@ -648,7 +651,7 @@ def main(argv: list[str] | None = None):
     else:
         loss_of = partial(training_xrf.masked_loss, config=config, seed=training.seed)
     accelerator.print(
-        f"{bare_model.num_parameters():,} parameters, {total_steps} steps of {global_batch_size} spectra from step "
+        f"{num_parameters:,} parameters, {total_steps} steps of {global_batch_size} spectra from step "
         f"{first_step}, {accelerator.num_processes} process(es) on {accelerator.device.type}; 100 % of peak is "
         f"{peak_flops:.3g} FLOP/s, measured on square {str(precision).removeprefix('torch.')} matrix products; "
         f"attention {config._attn_implementation}",
@@ -679,10 +682,12 @@ def main(argv: list[str] | None = None):
         )
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
-        for _ in range(training.gradient_accumulation):
-            epoch, batch = next(batches)
+        parts = [next(batches) for _ in range(training.gradient_accumulation)]
+        weights = training_xrf.loss_weights(accelerator, [batch for _, batch in parts], config)
+        for (epoch, batch), weight in zip(parts, weights):
             with accelerator.accumulate(model):
-                loss = loss_of(model, batch, epoch)
+                with accelerator.autocast():
+                    loss = weight * loss_of(model, batch, epoch)
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
                     gradient_norm = accelerator.clip_grad_norm_(model.parameters(), training.gradient_clip or math.inf)
@@ -729,11 +734,12 @@ def main(argv: list[str] | None = None):
 
         pause_start = time.perf_counter()
         if validation is not None and (step % output.validate_every == 0 or last):
-            measured = validation.measure(bare_model)
+            whole = training_xrf.whole_model(accelerator, model)
+            measured = validation.measure(whole)
             if accelerator.is_main_process:
                 history.add({"step": step, **measured})
                 if not labelled:
-                    validation.draw(bare_model, str(folder / "figures" / "validation.png"))
+                    validation.draw(whole, str(folder / "figures" / "validation.png"))
             accelerator.log({name: value for name, value in measured.items() if isinstance(value, float)}, step=step)
             report(f"step {step}: {validation.line(measured)}")
         if step % output.checkpoint_every == 0 or last:
@@ -748,9 +754,10 @@ def main(argv: list[str] | None = None):
     bar.close()
 
     # Save.
+    whole = training_xrf.whole_model(accelerator, model)
     if accelerator.is_main_process:
         if labelled and validation is not None:
-            calibrate(bare_model, validation.batches())
+            calibrate(whole, validation.batches())
         plot_training_curves(str(folder / "figures" / "training.png"), history.records)
         summary = {
             "num_spectra": None if data.streaming else len(train_rows),
@@ -764,9 +771,9 @@ def main(argv: list[str] | None = None):
             "validation": history.last("validation_loss"),
             **training_xrf.provenance(),
         }
-        card = render_card(bare_model, extractor, options, recipe, summary)
+        card = render_card(whole, extractor, options, recipe, summary)
         with training_xrf.writing(folder / "model"):
-            save_repository(folder / "model", bare_model, extractor, card)
+            save_repository(folder / "model", whole, extractor, card)
         print(f"The model is in {folder / 'model'}.", flush=True)
         if output.push_to_hub:
             print(f"Pushed to {push_repository(folder / 'model', output.hub_model_id, private=output.hub_private)}.")

@@ -12,9 +12,7 @@ import pty
 import re
 import resource
 import shutil
-import signal
 import struct
-import subprocess
 import sys
 import termios
 import threading
@@ -25,9 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import DistributedType
 from datasets.config import HF_DATASETS_CACHE
 from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load_file
@@ -785,49 +781,6 @@ def test_resume_with_another_task_is_refused(pretrain, options, tmp_path, baseli
 
 
 # --- several processes ---
-
-
-def test_two_processes_equal_one_with_the_global_batch(pretrain, corpus, config_file, baseline, tmp_path):
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-        "scripts/run_msm.py", "--dataset", corpus, "--config_file", config_file, "--batch_size", "4", "--max_steps",
-        str(STEPS), "--learning_rate", "1e-2", "--log_every", "1", "--validate_every", "4", "--trackers", "none",
-        "--output_dir", tmp_path / "run",
-    ]  # fmt: skip
-    launcher = subprocess.Popen(
-        list(map(str, command)),
-        cwd=ROOT,
-        env={**os.environ, "ACCELERATE_USE_CPU": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        output, errors = launcher.communicate(timeout=150)
-    finally:
-        if launcher.poll() is None:
-            os.killpg(launcher.pid, signal.SIGKILL)  # with the two processes it started
-    assert launcher.returncode == 0, errors
-    assert "6 steps of 8 spectra from step 0, 2 process(es) on cpu" in output
-    assert output.count("of peak is") == 1  # one process speaks
-    progress = json.loads((tmp_path / "run" / "checkpoints" / "step_000006" / "progress.json").read_text())
-    assert progress["processes"] == 2
-    np.testing.assert_allclose(records(tmp_path / "run"), records(baseline), rtol=1e-5)
-    for name in ("validation_loss", "validation_r2"):  # 17 spectra do not divide by two, and each counts once
-        np.testing.assert_allclose(records(tmp_path / "run", name), records(baseline, name), rtol=1e-4)
-
-
-@pytest.mark.parametrize(
-    "name, processes, precision, cpu",
-    [("cpu", 1, "no", True), ("one_gpu", 1, "bf16", False), ("eight_gpus", 8, "bf16", False)],
-)
-def test_accelerate_reads_the_launch_configurations(name, processes, precision, cpu):
-    path = ROOT / "scripts" / "configs" / f"{name}.yaml"
-    config = load_config_from_file(str(path))
-    assert (config.num_processes, config.mixed_precision, config.use_cpu) == (processes, precision, cpu)
-    assert (config.distributed_type == DistributedType.MULTI_GPU) == (processes > 1)
-    assert f"scripts/configs/{path.name}" in run_msm.__doc__
 
 
 def test_more_processes_than_accelerate_sees_are_refused(pretrain, monkeypatch):

@@ -25,6 +25,7 @@ from training_xrf import (
     label_loss,
     learning_rate_at,
     log_line,
+    loss_terms,
     mask_noise,
     matrix_peak,
     num_visible_patches,
@@ -160,6 +161,18 @@ def labelled_batch(number=6):
     labels = torch.stack([torch.rand(number) * 8, torch.randn(number), torch.rand(number) * 1e-3], dim=1)
     labels[1, 0], labels[2, 2], labels[3, 2] = torch.nan, 0.0, 1e-6
     return {"input_values": values, "attention_mask": measured, "labels": labels}
+
+
+@pytest.mark.parametrize("mask_ratio", [0.3, 0.5, 0.75])
+def test_loss_terms_are_what_the_loss_is_the_mean_of(mask_ratio):
+    measured = torch.tril(torch.ones(8, 8, dtype=torch.uint8))  # one patch to all eight
+    batch = {"attention_mask": measured}
+    model = XRFForMaskedSpectrumModeling(XRFMaskedConfig(**SMALL, mask_ratio=mask_ratio))
+    hidden = model(torch.rand(8, 128), attention_mask=measured).mask
+    assert loss_terms(batch, model.config) == hidden.sum() and 0 < hidden.sum() < 36
+    model.config.masked_loss_only = False
+    assert loss_terms(batch, model.config) == 36
+    assert loss_terms(labelled_batch(), regressor().config) == 17  # of 18 labels one is missing
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
