@@ -13,6 +13,9 @@ A ridge regression on the spectrum itself makes other errors than the process, s
 weighted by the inverse of its mean squared error on what was left out (Bates & Granger 1969, Oper. Res. Q. 20,
 451-468). Without labels it is the prior; a few shift it; many let the spectrum say where it knows better.
 
+Labels over decades are fitted as logarithms, except those of a main constituent: of a sediment that is carbonate for
+the most part, an error counts in wt%. Then a linear fit competes, and what is left out decides.
+
 All is linear in the embedding and the scaled spectrum, so the result is an ordinary [`XRFForRegression`] with
 `spectrum_skip`. Its intervals come from the errors of leaving out each group, or each spectrum where there are none.
 
@@ -47,6 +50,7 @@ LEAST_FOR_RIDGE = 5  # labels from which on a ridge regression of the spectrum i
 LUCKY_LABELS = 10  # with so many, the precision of the ridge regression is taken for half of what it seems
 FREE_MEAN = 1e3  # variance of the mean of labels in a ridge regression, in units of that of a spectrum's share
 DECADE = 10.0  # labels that are positive and span more than this factor are fitted by their logarithms
+MAIN_CONSTITUENT = 50.0  # wt% that a target reaches in some sample, from where on its errors count in its unit
 
 
 def adapt(
@@ -81,16 +85,19 @@ def adapt(
     if np.isnan(labels).all():
         return _without_labels(base, target_names, target_units, known)
     rng = np.random.default_rng(seed)
-    columns = [_Column.of(column, row is not None, rng) for row, column in zip(known, labels.T, strict=True)]
-    model = _new_model(getattr(base, "xrf", base), target_names, target_units, columns)
+    model = _new_model(getattr(base, "xrf", base), target_names, target_units)
     embeddings = embed(model, spectra, ROWS_IN_A_BATCH)
     spectrum = spectra.input_values.double().numpy()
     groups = None if spectra.groups is None else np.asarray(spectra.groups)
-    fits = [
-        _fit(column, row, unit, base, embeddings, spectrum, groups)
-        for column, row, unit in zip(columns, known, target_units, strict=True)
-    ]
-    _write(model, fits)
+    columns, fits = [], []
+    for row, unit, column in zip(known, target_units, labels.T, strict=True):
+        ways = _ways_to_fit(column, row is not None, unit, rng)
+        # the prior is a logarithm, so a linear fit does without
+        found = [_fit(way, row if way.is_log else None, unit, base, embeddings, spectrum, groups) for way in ways]
+        best = int(np.argmin([way.mean_squared_error(fit.errors) for way, fit in zip(ways, found, strict=True)]))
+        columns.append(ways[best])
+        fits.append(found[best])
+    _write(model, columns, fits)
     if len(embeddings) > 2:
         make_familiar(model, embeddings, embedding_covariance(base))
     return model
@@ -107,22 +114,43 @@ def _known_row(base, name: str, unit: str) -> int | None:
 
 @dataclass(frozen=True)
 class _Column:
-    """The labels of one target that are used: their rows `(n,)` and values `(n,)`, transformed."""
+    """The labels of one target that are used: their rows `(n,)`, values `(n,)`, transformed, whether these are
+    logarithms, and whether the target is a main constituent."""
 
     rows: np.ndarray
     labels: np.ndarray
     is_log: bool
+    is_main: bool
 
-    @classmethod
-    def of(cls, labels: np.ndarray, is_known: bool, rng) -> _Column:
-        present = ~np.isnan(labels)
-        positive = present & (np.nan_to_num(labels) > 0)
-        values = labels[positive]
-        is_log = is_known or bool((positive == present).all() and values.max() > DECADE * values.min())
-        rows = np.flatnonzero(positive if is_log else present)  # a zero is below detection, where logarithms are asked
+    def mean_squared_error(self, errors: np.ndarray) -> float:
+        """Of predictions that miss the transformed labels by `errors` `(n,)`: in the unit of a main constituent, else
+        of transformed labels. 0 without labels."""
+        if self.is_main and self.is_log:
+            errors = np.exp(self.labels) - np.exp(self.labels - errors)
+        return float(np.mean(errors**2)) if len(errors) else 0.0
+
+
+def _ways_to_fit(labels: np.ndarray, is_known: bool, unit: str, rng) -> list[_Column]:
+    """The labels `(N,)` of a target as they may be fitted: as logarithms, as they are, or the better of both."""
+    present = ~np.isnan(labels)
+    positive = present & (np.nan_to_num(labels) > 0)
+    values = labels[positive]
+    if not len(values):
+        is_log = [is_known]
+    elif is_known or bool((positive == present).all() and values.max() > DECADE * values.min()):
+        is_log = [True]
+    else:
+        is_log = [False]
+    is_main = bool(len(values)) and values.max() > MAIN_CONSTITUENT * PER_WEIGHT_PERCENT.get(unit, np.inf)
+    if is_main and is_log == [True] and len(np.unique(labels[present])) > 1:
+        is_log = [True, False]
+    ways = []
+    for logarithms in is_log:
+        rows = np.flatnonzero(positive if logarithms else present)  # a zero is below detection, and has no logarithm
         if len(rows) > MOST_LABELS:
             rows = np.sort(rng.choice(rows, MOST_LABELS, replace=False))
-        return cls(rows, np.log(labels[rows]) if is_log else labels[rows], is_log)
+        ways.append(_Column(rows, np.log(labels[rows]) if logarithms else labels[rows], logarithms, is_main))
+    return ways
 
 
 def _without_labels(base, target_names, target_units, known) -> XRFForRegression:
@@ -156,20 +184,17 @@ def _without_labels(base, target_names, target_units, known) -> XRFForRegression
     return model
 
 
-def _new_model(encoder, target_names, target_units, columns: Sequence[_Column]) -> XRFForRegression:
-    """A model whose heads are still to be written; targets are standardised by their labels."""
+def _new_model(encoder, target_names, target_units) -> XRFForRegression:
+    """A model whose heads and transforms of targets are still to be written."""
     return model_around(
         encoder,
         target_names,
         target_units,
-        target_transform=["log" if column.is_log else "linear" for column in columns],
-        target_mean=[float(column.labels.mean()) if len(column.labels) else 0.0 for column in columns],
-        target_std=[float(np.std(column.labels)) or 1.0 if len(column.labels) else 1.0 for column in columns],
         regression_loss="mse",
         spectrum_skip=True,
-        pooling="mean",
+        pooling=encoder.config.embedding_pooling,
         interval_coverages=list(COVERAGES),
-        interval_factors=[[1.0] * len(columns) for _ in COVERAGES],
+        interval_factors=[[1.0] * len(target_names) for _ in COVERAGES],
         familiarity_threshold=None,
         calibration=None,
     )
@@ -199,7 +224,7 @@ def _fit(column: _Column, row: int | None, unit: str, base, embeddings, spectrum
     if len(column.labels) < LEAST_FOR_RIDGE or np.ptp(column.labels) == 0:
         return process
     ridge = _fit_spectrum(column.labels, spectrum[column.rows], groups, embeddings.shape[1])
-    precision = [1 / np.mean(part.errors**2) for part in (process, ridge)]
+    precision = [1 / column.mean_squared_error(part.errors) for part in (process, ridge)]
     # its penalty was chosen by errors like these: with few labels they look better than they are
     precision[1] *= len(column.labels) / (len(column.labels) + LUCKY_LABELS)
     share = precision[0] / sum(precision)
@@ -348,9 +373,13 @@ def left_out_errors(inverse: np.ndarray, alpha: np.ndarray, groups) -> tuple[np.
 
 
 @torch.no_grad()
-def _write(model: XRFForRegression, fits: Sequence[_Linear]) -> None:
-    """Put the linear functions and the intervals into the model."""
-    mean, std = np.array(model.config.target_mean), np.array(model.config.target_std)
+def _write(model: XRFForRegression, columns: Sequence[_Column], fits: Sequence[_Linear]) -> None:
+    """Put the linear functions, the transforms and the intervals into the model; its targets are standardised by their
+    labels."""
+    mean = np.array([column.labels.mean() if len(column.labels) else 0.0 for column in columns])
+    std = np.array([np.std(column.labels) or 1.0 if len(column.labels) else 1.0 for column in columns])
+    model.config.target_transform = ["log" if column.is_log else "linear" for column in columns]
+    model.config.target_mean, model.config.target_std = mean.tolist(), std.tolist()
     model.head.weight.copy_(torch.from_numpy(np.stack([fit.weight for fit in fits]) / std[:, None]))
     model.head.bias.copy_(torch.from_numpy((np.array([fit.constant for fit in fits]) - mean) / std))
     model.spectrum_head.weight.copy_(torch.from_numpy(np.stack([fit.spectrum_weight for fit in fits]) / std[:, None]))

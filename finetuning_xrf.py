@@ -260,14 +260,15 @@ def regression_model(
     target_names: Sequence[str],
     target_units: Sequence[str],
     labels: np.ndarray,
-    pooling: str = "mean",
+    pooling: str | None = None,
     regression_loss: str = "mse",
 ) -> XRFForRegression:
     """A new regression model around a copy of a pretrained encoder, with a head that predicts the labels' mean.
 
     Args:
         labels (`np.ndarray` of shape `(N, T)`): the training labels, whose mean and sd standardise the targets.
-        pooling (`str`), regression_loss (`str`): see [`XRFMaskedConfig`].
+        pooling (`str`, *optional*): by default the encoder's `embedding_pooling`.
+        regression_loss (`str`): see [`XRFMaskedConfig`].
     """
     labels = np.asarray(labels, dtype=np.float64)
     model = model_around(
@@ -276,7 +277,7 @@ def regression_model(
         target_units,
         target_mean=[float(value) for value in np.nanmean(labels, axis=0)],
         target_std=[float(value) for value in np.nanstd(labels, axis=0, ddof=1)],
-        pooling=pooling,
+        pooling=pooling or encoder.config.embedding_pooling,
         regression_loss=regression_loss,
         spectrum_skip=False,
     )

@@ -71,8 +71,9 @@ class ModelArguments:
     base_model_id: str | None = field(
         default=None, metadata={"help": "Hub id under which a local base is or will be found; adapters name it"}
     )
-    pooling: Literal["mean", "cls"] = field(
-        default="mean", metadata={"help": "embedding: the mean over the measured patches, or the CLS token"}
+    pooling: Literal["mean", "cls"] | None = field(
+        default=None,
+        metadata={"help": "embedding: mean over the measured patches or CLS token; by default cls with a perceptron"},
     )
     regression_loss: Literal["mse", "gaussian"] = field(
         default="mse", metadata={"help": "predict one value, or a mean and a standard deviation"}

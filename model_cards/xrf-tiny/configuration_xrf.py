@@ -36,6 +36,7 @@ DIMENSIONS = (
     "spectrum_length", "patch_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
     "decoder_hidden_size", "decoder_num_hidden_layers", "decoder_num_attention_heads", "decoder_intermediate_size"
 )  # fmt: skip
+MAY_BE_ZERO = ("perceptron_size", "perceptron_num_layers")
 POOLINGS = ("cls", "mean")
 REGRESSION_LOSSES = ("mse", "gaussian")
 TARGET_TRANSFORMS = ("linear", "log")
@@ -60,6 +61,10 @@ class XRFMaskedConfig(PreTrainedConfig):
         channel_width_kev (`float`, defaults to 0.02): width of a grid channel in keV.
         first_channel_kev (`float`, defaults to 0.0): energy of the centre of the first grid channel in keV.
         hidden_size, num_hidden_layers, num_attention_heads, intermediate_size (`int`): the encoder's dimensions.
+        perceptron_size (`int`, defaults to 0): width of a perceptron over the whole scaled spectrum, whose output is
+            added to the last state of the CLS token. It needs many more spectra than the encoder and a fraction of
+            its arithmetic for each. 0 has none.
+        perceptron_num_layers (`int`, defaults to 2): its residual layers.
         hidden_act (`str`, defaults to `"gelu"`): activation of the feed-forward layers.
         layer_norm_eps (`float`, defaults to 1e-6): epsilon of every layer normalisation.
         initializer_range (`float`, defaults to 0.02): standard deviation of newly initialised weights.
@@ -111,6 +116,8 @@ class XRFMaskedConfig(PreTrainedConfig):
     num_hidden_layers: int = 12
     num_attention_heads: int = 12
     intermediate_size: int = 3072
+    perceptron_size: int = 0
+    perceptron_num_layers: int = 2
     hidden_act: str = "gelu"
     layer_norm_eps: float | int = 1e-6
     initializer_range: float | int = 0.02
@@ -190,6 +197,12 @@ class XRFMaskedConfig(PreTrainedConfig):
         return self.spectrum_length // self.patch_size
 
     @property
+    def embedding_pooling(self) -> str:
+        """The better embedding of spectra that come without labels: the CLS token where a perceptron of the whole
+        spectrum adds to it, else the mean over the measured patches."""
+        return "cls" if self.perceptron_size else "mean"
+
+    @property
     def interval_names(self) -> list[str]:
         """What the intervals are called in tables, their coverage in percent: `["80", "90"]` for `[0.8, 0.9]`."""
         return [f"{100 * coverage:g}" for coverage in self.interval_coverages or []]
@@ -200,6 +213,9 @@ class XRFMaskedConfig(PreTrainedConfig):
         for name in DIMENSIONS:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, but is {getattr(self, name)}; give a positive number.")
+        for name in MAY_BE_ZERO:
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}; 0 has none.")
         if self.spectrum_length % self.patch_size:
             divisors = [p for p in range(1, self.spectrum_length + 1) if self.spectrum_length % p == 0]
             nearest = min(divisors, key=lambda p: (abs(p - self.patch_size), -p))

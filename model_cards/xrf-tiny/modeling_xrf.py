@@ -293,6 +293,39 @@ class XRFFamiliarity(nn.Module):
             return torch.linalg.vector_norm(whitened, dim=-1)
 
 
+class XRFPerceptronLayer(GradientCheckpointingLayer):
+    """Pre-norm residual feed-forward layer."""
+
+    def __init__(self, config: XRFMaskedConfig):
+        super().__init__()
+        self.layernorm = nn.LayerNorm(config.perceptron_size, eps=config.layer_norm_eps)
+        self.mlp = XRFMLP(config, config.perceptron_size, config.perceptron_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states + self.mlp(self.layernorm(hidden_states))
+
+
+class XRFPerceptron(nn.Module):
+    """The whole spectrum, and which patches of it are given, to what is added to the last state of the CLS token."""
+
+    def __init__(self, config: XRFMaskedConfig):
+        super().__init__()
+        size = config.perceptron_size
+        self.embed = nn.Linear(config.spectrum_length + config.num_patches, size)
+        self.layers = nn.ModuleList(XRFPerceptronLayer(config) for _ in range(config.perceptron_num_layers))
+        self.layernorm = nn.LayerNorm(size, eps=config.layer_norm_eps)
+        self.output = nn.Linear(size, config.hidden_size)
+        self.activation = ACT2FN[config.hidden_act]
+
+    def forward(self, patches: torch.Tensor, given: torch.BoolTensor) -> torch.Tensor:
+        """Patches `(B, P, C)` and which of them count `(B, P)` to `(B, D)`."""
+        values = patches.masked_fill(~given[..., None], 0.0).flatten(1)  # (B, L)
+        hidden_states = self.embed(torch.cat([values, given.to(values.dtype)], dim=1))  # (B, perceptron_size)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states)
+        return self.activation(self.output(self.layernorm(hidden_states)))
+
+
 class XRFPreTrainedModel(PreTrainedModel):
     """Loading, saving and initialisation shared by the XRF models."""
 
@@ -300,7 +333,7 @@ class XRFPreTrainedModel(PreTrainedModel):
     base_model_prefix = "xrf"
     main_input_name = "input_values"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["XRFEmbeddings", "XRFLayer", "XRFDecoder"]
+    _no_split_modules = ["XRFEmbeddings", "XRFPerceptron", "XRFLayer", "XRFDecoder"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -334,6 +367,8 @@ class XRFModel(XRFPreTrainedModel):
     def __init__(self, config: XRFMaskedConfig):
         super().__init__(config)
         self.embeddings = XRFEmbeddings(config)
+        if config.perceptron_size:
+            self.perceptron = XRFPerceptron(config)
         self.layers = nn.ModuleList(
             XRFLayer(config, config.hidden_size, config.num_attention_heads, config.intermediate_size)
             for _ in range(config.num_hidden_layers)
@@ -378,6 +413,9 @@ class XRFModel(XRFPreTrainedModel):
         for layer in self.layers:
             hidden_states = layer(hidden_states, mask, **kwargs)
         hidden_states = self.layernorm(hidden_states)
+        if self.config.perceptron_size:
+            whole = self.perceptron(patches, _given_patches(patches, attention_mask, patch_ids))  # (B, D)
+            hidden_states = torch.cat([hidden_states[:, :1] + whole[:, None], hidden_states[:, 1:]], dim=1)
         return BaseModelOutputWithPooling(
             last_hidden_state=hidden_states, pooler_output=self._pool(hidden_states, attention_mask)
         )
@@ -596,8 +634,10 @@ class XRFForRegression(XRFPreTrainedModel):
             standardized, log_variance = head.chunk(2, dim=-1)
             log_variance = log_variance.clamp(-LOG_VARIANCE_LIMIT, LOG_VARIANCE_LIMIT)
         if self.config.spectrum_skip:
-            measured = _measured_values(input_values, attention_mask, patch_ids, self.config)
-            standardized = standardized + self.spectrum_head(measured.to(self.spectrum_head.weight.dtype)).float()
+            patches = _patchify(input_values, self.config).to(self.spectrum_head.weight.dtype)
+            given = _given_patches(patches, attention_mask, patch_ids)
+            values = patches.masked_fill(~given[..., None], 0.0).flatten(1)  # (B, L)
+            standardized = standardized + self.spectrum_head(values).float()
         loss = None
         if labels is not None:
             if labels.shape != standardized.shape:
@@ -689,14 +729,14 @@ def _gather_patches(patches: torch.Tensor, patch_ids: torch.LongTensor) -> torch
     return patches.gather(1, patch_ids[..., None].expand(-1, -1, patches.shape[-1]))
 
 
-def _measured_values(input_values, attention_mask, patch_ids, config: XRFMaskedConfig) -> torch.Tensor:
-    """The input `(B, L)` with zeros where it was not measured or not chosen, so that these have no influence."""
-    if patch_ids is not None:
-        chosen = torch.ones_like(patch_ids) if attention_mask is None else attention_mask.to(patch_ids.dtype)
-        attention_mask = chosen.new_zeros(len(chosen), config.num_patches).scatter(1, patch_ids, chosen)
-    if attention_mask is None:
-        return input_values
-    return _patchify(input_values, config).masked_fill((attention_mask == 0)[..., None], 0.0).flatten(1)
+def _given_patches(patches, attention_mask, patch_ids) -> torch.BoolTensor:
+    """Which patches `(B, P)` were measured and chosen: what lies elsewhere has no influence."""
+    if patch_ids is None:
+        if attention_mask is None:
+            return torch.ones(patches.shape[:2], dtype=torch.bool, device=patches.device)
+        return attention_mask != 0
+    chosen = torch.ones_like(patch_ids) if attention_mask is None else attention_mask.to(patch_ids.dtype)
+    return chosen.new_zeros(patches.shape[:2]).scatter(1, patch_ids, chosen) != 0
 
 
 XRFModel.register_for_auto_class("AutoModel")
