@@ -1,8 +1,8 @@
 """From files of spectra to a model's answers: what predict.py, embed.py, predict_map.py and explain.py share.
 
-Spectra are read one at a time, completed with the calibration of the command line, batched, extracted and sent through
-the model; what cannot be used ends the run or goes to a table of rejections. torch and transformers are imported on
-first use, so that a script's `--help` stays fast.
+Spectra are read, completed with the calibration of the command line, batched, extracted and sent through the model,
+each step while the next one still works on the batches before; what cannot be used ends the run or goes to a table of
+rejections. torch and transformers are imported on first use, so that a script's `--help` stays fast.
 """
 
 import contextlib
@@ -11,7 +11,9 @@ import functools
 import itertools
 import json
 import uuid
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -21,11 +23,16 @@ import numpy as np
 from files_xrf import atomic_file
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from dataset_builder import Spectrum
 
 CALIBRATION = ("gain_kev", "offset_kev", "tube_kv")
 TEXTS = ("source", "sample", "core", "instrument", "detector", "anode", "filter")
 NUMBERS = ("depth_mm", "x_mm", "y_mm", "tube_kv", "tube_ua", "live_time_s", "real_time_s")
+BATCH_SIZE = 128  # spectra that go through the model together: what a processor's cache holds
+READ_TOGETHER = 1024  # spectra that are read and extracted together, some batches of the model
+ROWS_IN_A_GROUP = 8192  # of a Parquet file: many small groups make it large and slow to open
 # What a script adds to the values of a model whose `calibration` is standardless.
 STANDARDLESS = (
     "These values are standardless: the model learnt from simulated spectra alone and has seen no reference material "
@@ -37,7 +44,9 @@ STANDARDLESS = (
 class InferenceArguments:
     """The options of every script that sends spectra through a model; a script adds its own."""
 
-    batch_size: int = field(default=256, metadata={"help": "spectra that go through the model together"})
+    batch_size: int = field(
+        default=BATCH_SIZE, metadata={"help": "spectra that go through the model together; a GPU likes more"}
+    )
     on_error: Literal["stop", "skip"] = field(
         default="stop", metadata={"help": "what an unusable spectrum does: end the run, or go to a table of its own"}
     )
@@ -54,7 +63,7 @@ class InferenceArguments:
 
     def __post_init__(self):
         if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, but is {self.batch_size}; 256 is the default.")
+            raise ValueError(f"batch_size must be at least 1, but is {self.batch_size}; {BATCH_SIZE} is the default.")
 
 
 class Item(NamedTuple):
@@ -125,14 +134,15 @@ def load_model(name: str, device: str | None):
 
 
 def load_encoder(name: str, device: str | None):
-    """The encoder of any model or adapter and its feature extractor; its `pooler_output` is the mean over the measured
-    patches, whatever the pooling of the model's own head. Arguments and errors as of `load_model`."""
+    """The encoder of any model or adapter and its feature extractor; its `pooler_output` is by the
+    configuration's `embedding_pooling`, whatever the pooling of the model's own head. Arguments and errors as of
+    `load_model`."""
     from modeling_xrf import XRFForRegression, XRFModel
 
     is_adapter = _checked_config(name) is None
     model, feature_extractor = _load(XRFForRegression if is_adapter else XRFModel, name, device)
     encoder = model.xrf if is_adapter else model
-    encoder.config.pooling = "mean"
+    encoder.config.pooling = encoder.config.embedding_pooling
     return encoder, feature_extractor
 
 
@@ -177,6 +187,7 @@ class XRFPredictor:
     Args:
         name_or_path (`str`): folder or Hub id of a model or an adapter.
         device (`str`, *optional*): such as `"cpu"` or `"cuda:1"`; `None` takes a GPU where there is one.
+        batch_size (`int`, defaults to 128): spectra that go through the model together; a call may bring any number.
 
     Example:
 
@@ -189,8 +200,8 @@ class XRFPredictor:
     >>> corpus = corpus.map(predictor, batched=True)
     ```"""
 
-    def __init__(self, name_or_path: str, device: str | None = None):
-        self.name_or_path, self.device = str(name_or_path), device
+    def __init__(self, name_or_path: str, device: str | None = None, batch_size: int = BATCH_SIZE):
+        self.name_or_path, self.device, self.batch_size = str(name_or_path), device, batch_size
         self._identity = uuid.uuid4().hex  # a new predictor of the same folder sees what the folder then holds
         self._loaded = None
 
@@ -233,7 +244,7 @@ class XRFPredictor:
 
     def predict(self, features) -> dict[str, np.ndarray]:
         """The same from what the feature extractor returned, as torch tensors."""
-        return predict(self.model, features)
+        return predict(self.model, features, self.batch_size)
 
 
 @functools.lru_cache(maxsize=1)
@@ -241,19 +252,149 @@ def _load_once(identity: str, name: str, device: str | None):
     return load_model(name, device)
 
 
-def read_items(sources: list[Path], mapping, rejections: Rejections) -> Iterator[Item]:
+def read_items(sources: Iterable[Path], mapping, rejections: Rejections) -> Iterator[Item]:
     """Every readable spectrum of the sources, one at a time."""
     from dataset_builder.readers import read_source
 
     for source in sources:
-        indices = itertools.count()
+        yield from _items(source, functools.partial(read_source, source, mapping), 0, rejections)
 
-        def reject(error, indices=indices):
-            reason = f"{error.place}: {error.reason}" if error.place else error.reason
-            rejections.add(error, error.path, next(indices), reason)
 
-        for spectrum in read_source(source, mapping, reject):
-            yield Item(str(source), next(indices), spectrum)
+def _items(source: Path, read, first_index: int, rejections: Rejections) -> Iterator[Item]:
+    """The items of what `read`, called with what takes the errors, gives of a source."""
+    indices = itertools.count(first_index)
+
+    def reject(error):
+        reason = f"{error.place}: {error.reason}" if error.place else error.reason
+        rejections.add(error, error.path, next(indices), reason)
+
+    for spectrum in read(reject):
+        yield Item(str(source), next(indices), spectrum)
+
+
+@dataclass
+class CorpusRows:
+    """Rows of a corpus that are spectra beyond doubt, by columns: much faster than an `Item` each, and the same."""
+
+    counts: np.ndarray | list[np.ndarray]  # (N, channels), or N times (channels,)
+    calibration: dict[str, np.ndarray]  # (N,) each, NaN where unknown
+    identifiers: dict[str, "pa.Array | list"]
+    target_units: dict[str, str]
+    items: Callable[[], list[Item]]  # the same rows one by one
+
+    def __len__(self):
+        return len(self.counts)
+
+
+def read_batches(sources: list[Path], mapping, arguments: InferenceArguments, rejections: Rejections):
+    """The spectra of the sources, many at a time, completed with the calibration of the command line: `CorpusRows` of
+    Parquet corpora, lists of `Item` of everything else and where a row of a corpus needs a closer look."""
+    from dataset_builder.readers.table import is_corpus
+
+    number = max(arguments.batch_size, READ_TOGETHER)
+    for by_columns, group in itertools.groupby(sources, lambda source: mapping is None and is_corpus(source)):
+        if by_columns:
+            for source in group:
+                yield from _corpus_batches(source, number, arguments, rejections)
+        else:
+            items = (fill_in(item, arguments) for item in read_items(group, mapping, rejections))
+            yield from batches(items, number)
+
+
+def _corpus_batches(source: Path, number: int, arguments: InferenceArguments, rejections: Rejections):
+    from dataset_builder import SpectrumFileError
+    from dataset_builder.readers.table import corpus_spectra, parquet_tables
+
+    num_read = 0
+    try:
+        for first_row, table in parquet_tables(source, number):
+
+            def items(first_row=first_row, table=table):
+                read = functools.partial(corpus_spectra, source, first_row, table)
+                return [fill_in(item, arguments) for item in _items(source, read, first_row, rejections)]
+
+            yield corpus_rows(str(source), first_row, table, arguments, items) or items()
+            num_read = first_row + len(table)
+    except SpectrumFileError as error:
+        rejections.add(error, error.path, num_read, error.reason)
+
+
+def corpus_rows(file: str, first_row: int, table, arguments: InferenceArguments, items) -> CorpusRows | None:
+    """A table of a corpus by columns; `None` where a row may be no spectrum, which its reader then says."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if len(set(table.column_names)) < len(table.column_names):
+        return None
+    counts = _plain_counts(table["counts"].combine_chunks())
+    numbers = {name: _column(table, name, pa.float64()) for name in ("gain_kev", "offset_kev", *NUMBERS)}
+    texts = {name: _column(table, name, pa.string()) for name in (*TEXTS, "metadata", "target_units")}
+    if any(column is None for column in (counts, *numbers.values(), *texts.values())):
+        return None
+    try:
+        metadata = {text: _json(json.loads(text or "{}")) for text in texts["metadata"].unique().to_pylist()}
+        all_units = [json.loads(text or "{}") for text in texts["target_units"].unique().to_pylist()]
+        targets = {name: _column(table, name, pa.float64()) for name, _ in all_units[0].items()}
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return None
+    if len(all_units) > 1 or any(column is None for column in targets.values()):
+        return None
+    for name in CALIBRATION:
+        given = getattr(arguments, name)
+        numbers[name] = numbers[name] if given is None else numbers[name].fill_null(given)
+    calibration = {name: numbers[name].to_numpy(zero_copy_only=False) for name in CALIBRATION}
+    if np.isinf(calibration["gain_kev"]).any() or np.isinf(calibration["offset_kev"]).any():
+        return None
+    if (calibration["gain_kev"] <= 0).any():
+        return None
+    references = {name: column.to_pylist() for name, column in targets.items() if column.null_count < len(column)}
+    rows = zip(*references.values()) if references else [()] * len(table)
+    identifiers = {"file": [file] * len(table), "index": np.arange(first_row, first_row + len(table))}
+    identifiers |= {name: texts[name] for name in TEXTS}
+    identifiers |= {name: pc.cast(numbers[name], pa.float32(), safe=False) for name in NUMBERS}
+    identifiers["metadata"] = [metadata[text] for text in texts["metadata"].to_pylist()]
+    identifiers["reference_values"] = [
+        _json({name: value for name, value in zip(references, row) if value is not None}) for row in rows
+    ]
+    return CorpusRows(counts, calibration, identifiers, {name: all_units[0][name] for name in references}, items)
+
+
+def _plain_counts(column) -> np.ndarray | list[np.ndarray] | None:
+    """The counts in the rows of a list array, views into it; `None` where some may not be those of a spectrum."""
+    from dataset_builder.readers.checks import MAX_CHANNELS, MAX_COUNT
+
+    if column.null_count or column.values.null_count:
+        return None
+    ends = column.offsets.to_numpy()
+    lengths = np.diff(ends)
+    if lengths.min() == 0 or lengths.max() > MAX_CHANNELS:
+        return None
+    values = column.values.to_numpy(zero_copy_only=False)
+    highest = np.maximum.reduceat(values[: ends[-1]], ends[:-1])  # NaN where there is one
+    if not (values[ends[0] : ends[-1]].min() >= 0 and highest.min() > 0 and highest.max() <= MAX_COUNT):
+        return None
+    if lengths.min() == lengths.max():
+        return values[ends[0] : ends[-1]].reshape(len(lengths), -1)
+    return [values[start:end] for start, end in itertools.pairwise(ends.tolist())]
+
+
+def _column(table, name: str, dtype):
+    """A column as a `pyarrow.Array` of that type, numbers or texts, nulls where it has none or NaN; `None` where it
+    holds something else."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if name not in table.column_names:
+        return pa.nulls(len(table), dtype)
+    column = table[name].combine_chunks()
+    is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    is_number = pa.types.is_floating(column.type) or pa.types.is_integer(column.type)
+    if not (pa.types.is_null(column.type) or (is_text if pa.types.is_string(dtype) else is_number)):
+        return None
+    column = pc.cast(column, dtype, safe=False)
+    if pa.types.is_floating(dtype):
+        column = pc.if_else(pc.is_nan(column), pa.scalar(None, dtype), column)
+    return column
 
 
 def fill_in(item: Item, arguments: InferenceArguments) -> Item:
@@ -263,17 +404,21 @@ def fill_in(item: Item, arguments: InferenceArguments) -> Item:
     return item._replace(spectrum=replace(item.spectrum, **missing)) if missing else item
 
 
-def batches(items: Iterator[Item], batch_size: int) -> Iterator[list[Item]]:
-    while batch := list(itertools.islice(items, batch_size)):
+def batches(items: Iterator[Item], number: int = READ_TOGETHER) -> Iterator[list[Item]]:
+    while batch := list(itertools.islice(items, number)):
         yield batch
 
 
-def extract_features(feature_extractor, batch: list[Item], rejections: Rejections):
-    """The items of a batch that can be used and their model inputs; the others are rejected."""
-    try:
+def extract_features(feature_extractor, batch: CorpusRows | list[Item], rejections: Rejections):
+    """The spectra of a batch that can be used and their model inputs; the others are rejected."""
+    if isinstance(batch, CorpusRows):
+        try:
+            return batch, feature_extractor(batch.counts, **batch.calibration, return_tensors="pt")
+        except ValueError:
+            batch = batch.items()
+    with contextlib.suppress(ValueError):
         return batch, feature_extractor([item.spectrum for item in batch], return_tensors="pt")
-    except ValueError:  # at least one: find out which
-        batch = [item for item in batch if _is_usable(feature_extractor, item, rejections)]
+    batch = [item for item in batch if _is_usable(feature_extractor, item, rejections)]  # at least one is not
     return batch, feature_extractor([item.spectrum for item in batch], return_tensors="pt") if batch else None
 
 
@@ -286,24 +431,37 @@ def _is_usable(feature_extractor, item: Item, rejections: Rejections) -> bool:
     return True
 
 
-def feature_batches(items: Iterator[Item], feature_extractor, batch_size: int, rejections: Rejections):
-    """Pairs of a batch of usable items and their model inputs, with a progress bar.
+def feature_batches(batches: Iterable, feature_extractor, rejections: Rejections):
+    """Pairs of a batch of usable spectra and their model inputs, with a progress bar. A thread reads and extracts two
+    batches ahead.
+
+    Args:
+        batches: `CorpusRows` and lists of `Item`.
 
     Raises:
-        ValueError: no item at all was usable.
+        ValueError: no spectrum at all was usable.
     """
     from tqdm import tqdm
 
     num_usable = 0
-    with tqdm(unit=" spectra", disable=None) as progress:
-        for batch in batches(items, batch_size):
-            batch, features = extract_features(feature_extractor, batch, rejections)
+    extracted = ahead(extract_features(feature_extractor, batch, rejections) for batch in batches)
+    with contextlib.closing(extracted), tqdm(unit=" spectra", disable=None) as progress:
+        for batch, features in extracted:
             if batch:
                 yield batch, features
                 progress.update(len(batch))
                 num_usable += len(batch)
         if num_usable == 0:
             raise ValueError(f"None of {rejections.number} spectra could be used; the first: {rejections.first}")
+
+
+def ahead(items: Iterator, number: int = 2) -> Iterator:
+    """The same items, which a thread works out up to `number` ahead."""
+    with ThreadPoolExecutor(1) as executor:
+        futures = deque(executor.submit(next, items, None) for _ in range(number))
+        while (item := futures.popleft().result()) is not None:
+            futures.append(executor.submit(next, items, None))
+            yield item
 
 
 def measured_patches_only(features):
@@ -323,6 +481,36 @@ def measured_patches_only(features):
     return BatchFeature({**features, **selected})
 
 
+def equally_measured(features, batch_size: int):
+    """Pairs of rows `(n,)` of model inputs and the inputs of these, at most `batch_size` spectra with equally many
+    measured patches. The encoder meets these patches alone and needs no mask: the same results, only sooner."""
+    values, measured = features["input_values"], features["attention_mask"].bool()  # (B, L), (B, P)
+    num_measured = measured.sum(dim=1)
+    for number in num_measured.unique().tolist():
+        rows = (num_measured == number).nonzero()[:, 0]
+        for part in rows.chunk(-(-len(rows) // batch_size)):
+            inputs = {"input_values": values[part]}
+            if number < measured.shape[1]:
+                inputs["patch_ids"] = measured[part].nonzero()[:, 1].view(len(part), number)  # (n, V)
+            yield part, inputs
+
+
+def _outputs(model, features, batch_size: int, names: list[str]) -> list[np.ndarray]:
+    """These outputs of a model, float32, in the order of the features' rows; `None` where it has none."""
+    import torch
+
+    rows, outputs = [], []
+    with torch.inference_mode():
+        for part, inputs in equally_measured(features, batch_size):
+            rows.append(part)
+            output = model(**{name: tensor.to(model.device) for name, tensor in inputs.items()})
+            outputs.append([output.get(name) for name in names])
+        places = torch.cat(rows).argsort()
+        return [
+            None if parts[0] is None else torch.cat(parts).float().cpu()[places].numpy() for parts in zip(*outputs)
+        ]
+
+
 def target_columns(config, target: str) -> list[str]:
     """Names of the columns that `predict` returns for a target."""
     columns = [target]
@@ -330,42 +518,34 @@ def target_columns(config, target: str) -> list[str]:
     return columns + [f"{target}_{side}_{name}" for name in config.interval_names for side in ("lower", "upper")]
 
 
-def predict(model, features) -> dict[str, np.ndarray]:
+def predict(model, features, batch_size: int = BATCH_SIZE) -> dict[str, np.ndarray]:
     """
-    What the model says about a batch.
+    What the model says about spectra, `batch_size` of which at most go through it together.
 
     Returns:
         Arrays `(batch_size,)`: for each target `<target>`, with a Gaussian head `<target>_sd`, and for each prediction
         interval of the model `<target>_lower_90` and `<target>_upper_90` (for a coverage of 90 %), all in the
         target's unit; with a measure of familiarity `distance` and `unfamiliar` (`bool`).
     """
-    import torch
-
     config = model.config
-    with torch.inference_mode():
-        outputs = model(**measured_patches_only(features).to(model.device))
+    names = ["predictions", "standard_deviation", "lower", "upper", "distance"]
+    predictions, sd, lower, upper, distance = _outputs(model, features, batch_size, names)
     columns = {}
     for index, target in enumerate(config.target_names):
-        values = [outputs.predictions[:, index]]
-        if outputs.standard_deviation is not None:
-            values.append(outputs.standard_deviation[:, index])
+        values = [predictions[:, index]]
+        if sd is not None:
+            values.append(sd[:, index])
         for coverage in range(len(config.interval_names)):
-            values += [bound[:, index, coverage] for bound in (outputs.lower, outputs.upper)]
+            values += [bound[:, index, coverage] for bound in (lower, upper)]
         columns.update(zip(target_columns(config, target), values, strict=True))
-    if config.familiarity_threshold is not None:
-        columns["distance"] = outputs.distance
-    columns = {name: values.float().cpu().numpy() for name, values in columns.items()}
-    if config.familiarity_threshold is not None:
-        columns["unfamiliar"] = columns["distance"] > config.familiarity_threshold
+    if distance is not None:
+        columns |= {"distance": distance, "unfamiliar": distance > config.familiarity_threshold}
     return columns
 
 
-def embed(encoder, features) -> np.ndarray:
-    """Embeddings `(batch_size, hidden_size)` by an encoder of `load_encoder`."""
-    import torch
-
-    with torch.inference_mode():
-        return encoder(**measured_patches_only(features).to(encoder.device)).pooler_output.float().cpu().numpy()
+def embed(encoder, features, batch_size: int = BATCH_SIZE) -> np.ndarray:
+    """Embeddings `(number of spectra, hidden_size)` by an encoder of `load_encoder`; `batch_size` as in `predict`."""
+    return _outputs(encoder, features, batch_size, ["pooler_output"])[0]
 
 
 def identifier_fields() -> list:
@@ -377,8 +557,10 @@ def identifier_fields() -> list:
     return [*fields, ("metadata", pa.string()), ("reference_values", pa.string())]
 
 
-def identifier_columns(batch: list[Item]) -> dict[str, list]:
+def identifier_columns(batch: CorpusRows | list[Item]) -> dict:
     """The values of these columns for the spectra of a batch."""
+    if isinstance(batch, CorpusRows):
+        return batch.identifiers
     columns = {"file": [item.file for item in batch], "index": [item.index for item in batch]}
     for name in (*TEXTS, *NUMBERS):
         columns[name] = [getattr(item.spectrum, name) for item in batch]
@@ -387,19 +569,44 @@ def identifier_columns(batch: list[Item]) -> dict[str, list]:
     return columns
 
 
+def target_units(batch: CorpusRows | list[Item]) -> dict[str, str]:
+    """The units of the reference values of a batch."""
+    if isinstance(batch, CorpusRows):
+        return batch.target_units
+    return {name: unit for item in batch for name, unit in item.spectrum.target_units.items()}
+
+
 def _json(values: dict) -> str | None:
     return json.dumps(values, ensure_ascii=False) if values else None
 
 
 @contextlib.contextmanager
 def table_writer(path: Path, schema):
-    """A function that appends a `pyarrow.Table` to `path`, which appears once all is written."""
+    """A function that appends a `pyarrow.Table` to `path`, which appears once all is written. A thread writes, one
+    part behind; an error of it is raised by the next call or at the end."""
+    import pyarrow as pa
     import pyarrow.csv
     import pyarrow.parquet
 
-    make = pyarrow.parquet.ParquetWriter if path.suffix == ".parquet" else pyarrow.csv.CSVWriter
-    with atomic_file(path) as temporary, make(temporary, schema) as writer:
-        yield writer.write_table
+    is_parquet = path.suffix == ".parquet"
+    make = pyarrow.parquet.ParquetWriter if is_parquet else pyarrow.csv.CSVWriter
+    waiting, writing = [], []
+
+    with atomic_file(path) as temporary, make(temporary, schema) as writer, ThreadPoolExecutor(1) as executor:
+
+        def write(table=None):
+            waiting.extend([] if table is None else [table])
+            if waiting and (table is None or not is_parquet or sum(map(len, waiting)) >= ROWS_IN_A_GROUP):
+                tables = pa.concat_tables(waiting)
+                waiting.clear()
+                if writing:
+                    writing.pop().result()
+                writing.append(executor.submit(writer.write_table, tables))
+
+        yield write
+        write()
+        if writing:
+            writing.pop().result()
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """The one schema of a spectra corpus, and the way between `Spectrum` objects and its rows."""
 
 import json
+import math
 
 import numpy as np
 
@@ -114,7 +115,7 @@ def row_to_spectrum(row: dict) -> Spectrum:
         raise ValueError(f"A row must have counts to become a spectrum; it has the columns {sorted(row)}.")
     units = json.loads(row.get("target_units") or "{}")
     values = {name: row.get(name) for name in units}
-    targets = {name: float(value) for name, value in values.items() if value is not None and not np.isnan(value)}
+    targets = {name: float(value) for name, value in values.items() if value is not None and not math.isnan(value)}
     return Spectrum(
         counts=np.asarray(row["counts"], dtype=np.float64),
         targets=targets,
@@ -132,4 +133,4 @@ def table_to_spectra(table) -> list[Spectrum]:
 
 
 def _not_nan(value):
-    return None if isinstance(value, float) and np.isnan(value) else value
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -29,15 +29,15 @@ from inference_xrf import (
     InferenceArguments,
     embed,
     feature_batches,
-    fill_in,
     find_inputs,
     identifier_columns,
     identifier_fields,
     load_encoder,
     output_paths,
-    read_items,
+    read_batches,
     rejection_table,
     table_writer,
+    target_units,
 )
 
 SMALLEST_MAP = 4  # spectra; fewer have no neighbours worth a map
@@ -84,14 +84,13 @@ def main():
 
     num_embedded, units = 0, {}
     with table_writer(output, schema) as write, rejection_table(rejected, arguments.on_error) as rejections:
-        items = (fill_in(item, arguments) for item in read_items(sources, mapping, rejections))
-        for batch, features in feature_batches(items, feature_extractor, arguments.batch_size, rejections):
-            values = pa.array(embed(encoder, features).ravel())
+        batches = read_batches(sources, mapping, arguments, rejections)
+        for batch, features in feature_batches(batches, feature_extractor, rejections):
+            values = pa.array(embed(encoder, features, arguments.batch_size).ravel())
             embeddings = pa.FixedSizeListArray.from_arrays(values, type=embedding_type)
             write(pa.table(identifier_columns(batch) | {"embedding": embeddings}, schema=schema))
             num_embedded += len(batch)
-            for item in batch:
-                units.update(item.spectrum.target_units)
+            units |= target_units(batch)
     print(f"{num_embedded} spectra embedded in {encoder.config.hidden_size} numbers each: {output}")
     if rejections.number:
         print(f"{rejections.number} rejected: {rejected}")

@@ -29,6 +29,7 @@ from files_xrf import atomic_folder
 from inference_xrf import (
     InferenceArguments,
     Item,
+    batches,
     feature_batches,
     fill_in,
     find_inputs,
@@ -74,7 +75,7 @@ def main():
     with atomic_folder(output_dir) as folder:
         with rejection_table(folder / "rejected.csv", arguments.on_error) as rejections:
             items = (fill_in(item, arguments) for item in read_items(sources, mapping, rejections))
-            usable = feature_batches(items, feature_extractor, arguments.batch_size, rejections)
+            usable = feature_batches(batches(items), feature_extractor, rejections)
             items = (item for batch, _ in usable for item in batch)
             spectra = [item.spectrum for item in spread_evenly(items, arguments.max_spectra)]
         explanation = explain(

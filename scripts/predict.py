@@ -25,15 +25,13 @@ from command_line_xrf import run
 from inference_xrf import (
     STANDARDLESS,
     InferenceArguments,
-    Item,
     XRFPredictor,
     feature_batches,
-    fill_in,
     find_inputs,
     identifier_columns,
     identifier_fields,
     output_paths,
-    read_items,
+    read_batches,
     rejection_table,
     table_writer,
     target_columns,
@@ -53,14 +51,14 @@ def main():
     output, rejected = output_paths(arguments, (".csv", ".parquet"))
 
     sources, mapping = find_inputs(positional.inputs, arguments.column_mapping, (output, rejected))
-    predictor = XRFPredictor(positional.model, arguments.device)
+    predictor = XRFPredictor(positional.model, arguments.device, arguments.batch_size)
     config = predictor.model.config
     schema = output_schema(config)
 
     num_predicted = 0
     with table_writer(output, schema) as write, rejection_table(rejected, arguments.on_error) as rejections:
-        items = (fill_in(item, arguments) for item in read_items(sources, mapping, rejections))
-        for batch, features in feature_batches(items, predictor.feature_extractor, arguments.batch_size, rejections):
+        batches = read_batches(sources, mapping, arguments, rejections)
+        for batch, features in feature_batches(batches, predictor.feature_extractor, rejections):
             write(result_table(batch, predictor.predict(features), config, schema))
             num_predicted += len(batch)
     print(f"{num_predicted} spectra predicted: {output}")
@@ -89,7 +87,7 @@ def output_schema(config):
     return pa.schema(fields)
 
 
-def result_table(batch: list[Item], predictions: dict, config, schema):
+def result_table(batch, predictions: dict, config, schema):
     """The rows of a batch as a `pyarrow.Table`."""
     import pyarrow as pa
 

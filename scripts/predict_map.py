@@ -38,6 +38,7 @@ from inference_xrf import (
     Item,
     Rejections,
     XRFPredictor,
+    batches,
     feature_batches,
     fill_in,
     find_inputs,
@@ -78,7 +79,7 @@ def main():
         sources, mapping = find_inputs([positional.map], arguments.column_mapping, (output, rejected))
     elif output.resolve() == cube.path.resolve():
         raise ValueError(f"The output {output} is the cube itself; choose another name.")
-    predictor = XRFPredictor(positional.model, arguments.device)
+    predictor = XRFPredictor(positional.model, arguments.device, arguments.batch_size)
     config = predictor.model.config
     targets = chosen_targets(config, arguments.target)
     figures = {target: output.with_name(f"{output.stem}_{target.replace('/', '-')}.png") for target in targets}
@@ -92,7 +93,7 @@ def main():
         else:
             items = cube_items(cube, rejections)
         items = (fill_in(item, arguments) for item in items)
-        places, predictions = predict_places(items, predictor, targets, arguments.batch_size, rejections)
+        places, predictions = predict_places(items, predictor, targets, rejections)
         if cube is None:
             raster = find_raster(places, arguments.pixel_mm)
         else:
@@ -127,13 +128,13 @@ def chosen_targets(config, names: list[str] | None) -> list[str]:
     return names or config.target_names
 
 
-def predict_places(items: Iterator[Item], predictor: XRFPredictor, targets, batch_size: int, rejections: Rejections):
+def predict_places(items: Iterator[Item], predictor: XRFPredictor, targets, rejections: Rejections):
     """Where every spectrum lies, x and y `(N, 2)`, and its predictions, a dict of arrays `(N,)`."""
     config = predictor.model.config
     columns = [column for target in targets for column in target_columns(config, target)]
     columns += ["distance", "unfamiliar"] if config.familiarity_threshold is not None else []
     places, parts = [], []
-    for batch, features in feature_batches(items, predictor.feature_extractor, batch_size, rejections):
+    for batch, features in feature_batches(batches(items), predictor.feature_extractor, rejections):
         places.append(np.array([(item.spectrum.x_mm, item.spectrum.y_mm) for item in batch]))
         predictions = predictor.predict(features)
         parts.append([predictions[column] for column in columns])

@@ -346,22 +346,26 @@ def _parquet_schema(path):
         return pq.read_schema(path)
 
 
-def _parquet_batches(path):
-    """Tables of some rows each, with the number of the first row."""
+def parquet_tables(path: Path, num_rows: int = ROWS_AT_A_TIME):
+    """A Parquet file as `pyarrow.Table`s of at most `num_rows` rows each, with the number of the first row.
+
+    Raises:
+        SpectrumFileError: the file is damaged.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     with _parquet_errors(path):
         file = pq.ParquetFile(path)
     with file:
-        num_rows, num_bytes = file.metadata.num_rows, path.stat().st_size
-        if not 0 < num_rows <= num_bytes:  # no spectrum is as small as a byte
-            reason = "the table must have rows" if num_rows == 0 else "the file is damaged"
-            raise SpectrumFileError(path, f"{reason}; it declares {num_rows} rows in {num_bytes} bytes.")
+        declared, num_bytes = file.metadata.num_rows, path.stat().st_size
+        if not 0 < declared <= num_bytes:  # no spectrum is as small as a byte
+            reason = "the table must have rows" if declared == 0 else "the file is damaged"
+            raise SpectrumFileError(path, f"{reason}; it declares {declared} rows in {num_bytes} bytes.")
         first_row, batches = 0, None
         while True:
             with _parquet_errors(path):
-                batches = batches or file.iter_batches(batch_size=ROWS_AT_A_TIME)
+                batches = batches or file.iter_batches(batch_size=num_rows)
                 batch = next(batches, None)
                 table = None if batch is None else pa.Table.from_batches([batch])
             if table is None:
@@ -380,7 +384,7 @@ def _parquet_rows(path, on_reject, mapping):
             raise SpectrumFileError(
                 path, f"channels must hold numbers; column {name} holds {schema.field(name).type}."
             )
-    for first_row, table in _parquet_batches(path):
+    for first_row, table in parquet_tables(path):
         with _parquet_errors(path):
             counts = np.stack([table[name].to_numpy() for name in columns.channels], axis=1)  # a missing one is NaN
             others = table.select(columns.others).to_pylist()
@@ -401,17 +405,31 @@ def _is_corpus(schema):
 
 
 def _corpus_rows(path, on_reject):
-    for first_row, table in _parquet_batches(path):
-        with _parquet_errors(path):
-            rows = table.drop_columns(["counts"]).to_pylist()
-            counts = table["counts"].combine_chunks()
-            counts = [counts[i].values.to_numpy(zero_copy_only=False) for i in range(len(table))]
-        for i, row in enumerate(rows):
-            try:
-                spectrum = row_to_spectrum({**row, "counts": counts[i]})
-                check_plausible(spectrum)
-            except (ValueError, TypeError, AttributeError, RecursionError) as error:  # of JSON and wrong types
-                message = f"the row is no spectrum ({error})."
-                reject(SpectrumFileError(path, message, f"row {first_row + i}"), on_reject)
-            else:
-                yield spectrum
+    for first_row, table in parquet_tables(path):
+        yield from corpus_spectra(path, first_row, table, on_reject)
+
+
+def is_corpus(path: Path) -> bool:
+    """Whether a file is Parquet of our own corpora; `False` as well where it cannot be read."""
+    try:
+        return path.is_file() and _starts_as_parquet(path) and _is_corpus(_parquet_schema(path))
+    except SpectrumFileError:
+        return False
+
+
+def corpus_spectra(path: Path, first_row: int, table, on_reject: Reject | None = None) -> Iterator[Spectrum]:
+    """The spectra of one of these tables."""
+    with _parquet_errors(path):
+        rows = table.drop_columns(["counts"]).to_pylist()
+        counts = table["counts"].combine_chunks()
+        counts = [counts[i].values for i in range(len(table))]  # None where there are none
+        counts = [None if values is None else values.to_numpy(zero_copy_only=False) for values in counts]
+    for i, row in enumerate(rows):
+        try:
+            spectrum = row_to_spectrum({**row, "counts": counts[i]})
+            check_plausible(spectrum)
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:  # of JSON and wrong types
+            message = f"the row is no spectrum ({error})."
+            reject(SpectrumFileError(path, message, f"row {first_row + i}"), on_reject)
+        else:
+            yield spectrum
