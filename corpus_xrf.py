@@ -189,18 +189,20 @@ def extract_tensors(
 
 
 def measured_patches(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Model inputs for an encoder that leaves out what no spectrum of the batch measured.
+    """Model inputs, on the CPU, for a model that leaves out what no spectrum of the batch measured.
 
     Returns:
         the same tensors, but `patch_ids` (B, V), the patches that some spectrum measured, in ascending order, and
-        `attention_mask` (B, V) for these.
+        `attention_mask` (B, V) for these; `all_measured`, a `bool`, says whether that hides none.
     """
     attention_mask = tensors["attention_mask"]
     patch_ids = attention_mask.any(dim=0).nonzero()[:, 0]  # (V,)
+    attention_mask = attention_mask[:, patch_ids]
     return {
         **tensors,
-        "attention_mask": attention_mask[:, patch_ids],
+        "attention_mask": attention_mask,
         "patch_ids": patch_ids.expand(len(attention_mask), -1).contiguous(),
+        "all_measured": bool(attention_mask.numpy().all()),
     }
 
 

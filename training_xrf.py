@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate.utils import send_to_device
 from safetensors import SafetensorError
 
 from configuration_xrf import XRFMaskedConfig
@@ -107,7 +108,7 @@ def reconstruction_errors(model, batches: Iterable[dict], corpus_mean: torch.Ten
     sums = torch.zeros(3, dtype=torch.float64, device=device)
     model.eval()
     for batch in batches:
-        batch = {name: values.to(device) for name, values in measured_patches(batch).items()}
+        batch = send_to_device(measured_patches(batch), device)
         noise = mask_noise(batch["sample_id"], config.num_patches, seed, epoch=-1)
         inputs = {name: batch[name] for name in ("input_values", "attention_mask", "patch_ids")}
         outputs = model(**inputs, noise=noise)
@@ -189,8 +190,8 @@ class Validation:
 def masked_loss(model, batch: dict[str, torch.Tensor], epoch: int, config: XRFMaskedConfig, seed: int) -> torch.Tensor:
     """Loss of `XRFForMaskedSpectrumModeling` (perhaps wrapped by accelerate) on one batch of `measured_patches`."""
     noise = mask_noise(batch["sample_id"], config.num_patches, seed, epoch)
-    inputs = {name: batch[name] for name in ("input_values", "attention_mask", "patch_ids")}
-    return model(**inputs, noise=noise).loss
+    attention_mask = None if batch["all_measured"] else batch["attention_mask"]  # attention without is faster
+    return model(batch["input_values"], attention_mask, noise, batch["patch_ids"]).loss
 
 
 def loss_terms(batch: dict[str, torch.Tensor], config: XRFMaskedConfig) -> torch.Tensor:
@@ -288,7 +289,7 @@ def label_sums(model, batches: Iterable[dict]) -> torch.Tensor:
     sums = torch.zeros(7, len(config.target_names), dtype=torch.float64, device=device)
     model.eval()
     for batch in batches:
-        batch = {name: values.to(device) for name, values in measured_patches(batch).items()}
+        batch = send_to_device(measured_patches(batch), device)
         inputs = {name: batch[name] for name in ("input_values", "attention_mask", "patch_ids")}
         labels = floored_labels(batch["labels"], config)
         outputs = model(**inputs, labels=labels)

@@ -235,6 +235,7 @@ def result(case: Case, patches: int, blocks: int, spectra_per_s: float, flops: f
 
 def batches_of(case: Case, config, corpora: dict[str, Path] | None, device):
     import torch
+    from accelerate.utils import send_to_device
     from classic import SpectrumFiles
 
     import corpus_xrf
@@ -254,7 +255,7 @@ def batches_of(case: Case, config, corpora: dict[str, Path] | None, device):
                 "attention_mask": torch.from_numpy(features["attention_mask"]).to(torch.uint8),
             }
         )
-        batch = {name: values.to(device) for name, values in batch.items()}
+        batch = send_to_device(batch, device)
         whole = case.form == "classic"
         patches = config.num_patches if whole else batch["patch_ids"].shape[1]
         return itertools.repeat((batch["input_values"] if whole else batch, patches))
@@ -276,8 +277,7 @@ def batches_of(case: Case, config, corpora: dict[str, Path] | None, device):
 
     def endless():
         for batch in itertools.chain.from_iterable(repeated(loader)):
-            batch = {name: values.to(device, non_blocking=True) for name, values in batch.items()}
-            yield batch, batch["patch_ids"].shape[1]
+            yield send_to_device(batch, device, non_blocking=True), batch["patch_ids"].shape[1]
 
     return endless()
 

@@ -121,7 +121,8 @@ def test_measured_patches_are_those_that_some_spectrum_measured():
     mask = torch.tensor([[0, 1, 1, 0, 0, 0], [0, 0, 1, 0, 1, 0]], dtype=torch.uint8)
     tensors = measured_patches({"input_values": torch.ones(2, 96), "attention_mask": mask})
     assert tensors["patch_ids"].tolist() == [[1, 2, 4]] * 2
-    assert tensors["attention_mask"].tolist() == [[1, 1, 0], [0, 1, 1]]
+    assert tensors["attention_mask"].tolist() == [[1, 1, 0], [0, 1, 1]] and not tensors["all_measured"]
+    assert measured_patches({"attention_mask": mask[1:]})["all_measured"]
     assert torch.equal(tensors["input_values"], torch.ones(2, 96))
 
 

@@ -99,7 +99,8 @@ def assert_equal_batches(found, expected):
     assert len(found) == len(expected)
     for (epoch, batch), (expected_epoch, expected_batch) in zip(found, expected, strict=True):
         assert epoch == expected_epoch and batch.keys() == expected_batch.keys()
-        assert all(torch.equal(batch[name], expected_batch[name]) for name in batch)
+        for name in batch:
+            assert torch.equal(*map(torch.as_tensor, (batch[name], expected_batch[name]))), name
 
 
 # --- streamed corpora ---

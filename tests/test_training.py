@@ -27,6 +27,7 @@ from training_xrf import (
     log_line,
     loss_terms,
     mask_noise,
+    masked_loss,
     matrix_peak,
     num_visible_patches,
     parameter_groups,
@@ -173,6 +174,20 @@ def test_loss_terms_are_what_the_loss_is_the_mean_of(mask_ratio):
     model.config.masked_loss_only = False
     assert loss_terms(batch, model.config) == 36
     assert loss_terms(labelled_batch(), regressor().config) == 17  # of 18 labels one is missing
+
+
+@pytest.mark.parametrize("measured", [5, 8])
+def test_masked_loss_on_measured_patches_is_that_of_whole_spectra(config, measured):
+    torch.manual_seed(0)
+    model = XRFForMaskedSpectrumModeling(config)
+    ids, values, mask = torch.arange(4), torch.rand(4, 128), torch.zeros(4, 8, dtype=torch.uint8)
+    mask[:, :measured] = 1
+    for hidden in (False, True):
+        mask[1, 2] = not hidden
+        batch = measured_patches({"sample_id": ids, "input_values": values, "attention_mask": mask})
+        assert batch["all_measured"] != hidden
+        whole = model(values, attention_mask=mask, noise=mask_noise(ids, 8, seed=3, epoch=2))
+        torch.testing.assert_close(masked_loss(model, batch, 2, config, seed=3), whole.loss)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
