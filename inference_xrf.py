@@ -12,7 +12,7 @@ import itertools
 import json
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -188,6 +188,8 @@ class XRFPredictor:
         name_or_path (`str`): folder or Hub id of a model or an adapter.
         device (`str`, *optional*): such as `"cpu"` or `"cuda:1"`; `None` takes a GPU where there is one.
         batch_size (`int`, defaults to 128): spectra that go through the model together; a call may bring any number.
+        keep (sequence of `str`): columns to return beside the predictions, such as `sample`, for engines that keep
+            none of the input, and maybe not its order either.
 
     Example:
 
@@ -200,8 +202,15 @@ class XRFPredictor:
     >>> corpus = corpus.map(predictor, batched=True)
     ```"""
 
-    def __init__(self, name_or_path: str, device: str | None = None, batch_size: int = BATCH_SIZE):
+    def __init__(
+        self,
+        name_or_path: str,
+        device: str | None = None,
+        batch_size: int = BATCH_SIZE,
+        keep: Sequence[str] = (),
+    ):
         self.name_or_path, self.device, self.batch_size = str(name_or_path), device, batch_size
+        self.keep = tuple(keep)
         self._identity = uuid.uuid4().hex  # a new predictor of the same folder sees what the folder then holds
         self._loaded = None
 
@@ -231,16 +240,23 @@ class XRFPredictor:
                 are left alone.
 
         Returns:
-            The columns that [`predict`] describes, `(batch_size,)` each.
+            The columns to `keep`, and those that [`predict`] describes, `(batch_size,)` each.
 
         Raises:
-            ValueError: a spectrum or its calibration cannot be used; the message says which and why.
+            ValueError: a spectrum or its calibration cannot be used; the message says which and why. A column to
+                `keep` is called as a prediction is.
         """
         counts = batch["counts"]
         if isinstance(counts, np.ndarray) and counts.dtype.kind == "O":  # rows of different lengths
             counts = list(counts)
         calibration = {name: batch.get(name) for name in CALIBRATION}
-        return self.predict(self.feature_extractor(counts, **calibration, return_tensors="pt"))
+        predictions = self.predict(self.feature_extractor(counts, **calibration, return_tensors="pt"))
+        for name in self.keep:
+            if name in predictions:
+                raise ValueError(
+                    f"The column {name!r} to keep is also a prediction; rename it in the input."
+                )
+        return {**{name: batch[name] for name in self.keep}, **predictions}
 
     def predict(self, features) -> dict[str, np.ndarray]:
         """The same from what the feature extractor returned, as torch tensors."""

@@ -98,6 +98,15 @@ def test_a_list_of_different_lengths_and_an_object_array(repository, counts):
         assert len(result["CaCO3"]) == 6
 
 
+def test_columns_to_keep_come_back_beside_the_predictions(repository, counts):
+    batch = {"counts": counts, "sample": np.array(list("fedcba")), "TOC": np.zeros(6), **CALIBRATION}
+    result = XRFPredictor(repository, keep=["sample"])(batch)
+    assert result["sample"].tolist() == list("fedcba")
+    np.testing.assert_array_equal(result["TOC"], XRFPredictor(repository)(batch)["TOC"])
+    with pytest.raises(ValueError, match="The column 'TOC' to keep is also a prediction"):
+        XRFPredictor(repository, keep=["TOC"])(batch)
+
+
 def test_without_calibration_it_refuses(repository, counts):
     with pytest.raises(ValueError, match="Spectrum 0 has no energy calibration"):
         XRFPredictor(repository)({"counts": counts})
