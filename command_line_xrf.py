@@ -1,8 +1,11 @@
-"""How every script meets bad input: one sentence on standard error, exit code 2, no token in sight."""
+"""How every script reads its arguments, at once, and meets bad input: one sentence on standard error, exit code 2, no
+token in sight."""
 
+import importlib.util
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from huggingface_hub import constants, get_token
 from huggingface_hub.errors import (
@@ -13,6 +16,23 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     StrictDataclassError,
 )
+
+
+def _hf_argparser():
+    """The module `transformers.hf_argparser` alone: it needs nothing else of transformers, whose import takes longer
+    than a `--help` should."""
+    name = "transformers.hf_argparser"
+    if name in sys.modules:
+        return sys.modules[name]
+    package = importlib.util.find_spec("transformers")
+    spec = importlib.util.spec_from_file_location(name, Path(package.origin).with_name("hf_argparser.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+_hf_argparser_alone = _hf_argparser()
+HfArg, HfArgumentParser = _hf_argparser_alone.HfArg, _hf_argparser_alone.HfArgumentParser
 
 
 def run(main: Callable[[], None]) -> None:

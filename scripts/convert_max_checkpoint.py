@@ -19,9 +19,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import HfArgumentParser
-
-from command_line_xrf import run
+from command_line_xrf import HfArgumentParser, run
 
 # MAX's names, ours, and the shape of each tensor in symbols; "3 width" is three times "width". Position tables have
 # no name of ours: they are checked, not stored.

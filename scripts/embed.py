@@ -22,9 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from transformers.hf_argparser import HfArgumentParser
-
-from command_line_xrf import run
+from command_line_xrf import HfArgumentParser, run
 from inference_xrf import (
     InferenceArguments,
     embed,

@@ -19,9 +19,7 @@ number, and the output appears only when it is complete.
 
 from dataclasses import dataclass, field
 
-from transformers.hf_argparser import HfArgumentParser
-
-from command_line_xrf import run
+from command_line_xrf import HfArgumentParser, run
 from inference_xrf import (
     STANDARDLESS,
     InferenceArguments,

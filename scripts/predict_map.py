@@ -27,9 +27,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from transformers.hf_argparser import HfArgumentParser
 
-from command_line_xrf import run
+from command_line_xrf import HfArgumentParser, run
 from files_xrf import atomic_file
 from inference_xrf import (
     CALIBRATION,

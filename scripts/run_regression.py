@@ -43,9 +43,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from huggingface_hub.utils import validate_repo_id
-from transformers.hf_argparser import HfArg, HfArgumentParser
 
-from command_line_xrf import run
+from command_line_xrf import HfArg, HfArgumentParser, run
 
 if TYPE_CHECKING:
     from finetuning_xrf import LabelledSpectra
