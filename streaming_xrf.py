@@ -58,8 +58,7 @@ class NativeBatch:
 
 class SpectrumStream(IterableDataset):
     """Batches of model inputs without end: `sample_id`, `input_values`, `attention_mask` and `patch_ids` as
-    `measured_patches` gives them, and `epoch`, a number. If the source has targets, also `labels`; then spectra that
-    reach similarly far in energy share batches, so that few patches are encoded in vain.
+    `measured_patches` gives them, and `epoch`, a number. If the source has targets, also `labels`.
 
     Args:
         source (`StreamedRows` or `Mixture`): gives native batches.
@@ -69,6 +68,8 @@ class SpectrumStream(IterableDataset):
         seed (`int`): of order and augmentation.
         process_index, num_processes (`int`): which share of the spectra is this process's.
         augmentation (callable, *optional*): a step of `dataset_builder.augmentation`, on native counts.
+        by_reach (`bool`): whether spectra that reach similarly far in energy share batches. Then few patches are
+            encoded in vain, but a model learns less from batches of one kind.
     """
 
     def __init__(
@@ -81,8 +82,9 @@ class SpectrumStream(IterableDataset):
         process_index: int = 0,
         num_processes: int = 1,
         augmentation=None,
+        by_reach: bool = False,
     ):
-        self.source, self.extractor, self.split = source, extractor, split
+        self.source, self.extractor, self.split, self.by_reach = source, extractor, split, by_reach
         self.batch_size, self.seed, self.augmentation = batch_size, seed, augmentation
         self.process_index, self.num_processes = process_index, num_processes
         self.first_batch = 0
@@ -94,7 +96,7 @@ class SpectrumStream(IterableDataset):
         number = (number + self.first_batch) % workers
         share, shares = self.process_index * workers + number, self.num_processes * workers
         skipped = (self.first_batch - number + workers - 1) // workers
-        reach = self._reach if self.source.targets else None
+        reach = self._reach if self.by_reach else None
         batches = self.source.batches(share, shares, self.batch_size, self.seed, skipped, reach)
         for position, batch in enumerate(batches, skipped):
             spectra = batch.spectra

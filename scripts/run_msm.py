@@ -45,10 +45,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from transformers import HfArgumentParser
-from transformers.utils import logging
-
-from command_line_xrf import run
+from command_line_xrf import HfArgumentParser, run
 
 MODEL_CARDS = Path(__file__).resolve().parents[1] / "model_cards"
 PIPELINE_TAGS = {"masked": "feature-extraction", "labels": "tabular-regression"}
@@ -114,7 +111,8 @@ class ModelArguments:
         default="base", metadata={"help": "size of a new model"}
     )
     config_file: str | None = field(
-        default=None, metadata={"help": "JSON with fields of XRFMaskedConfig, which go before those of model_size"}
+        default=None,
+        metadata={"help": "JSON with fields of XRFMaskedConfig, which go before model_size or the checkpoint's"},
     )
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "continue pretraining this model, a folder or a Hub id"}
@@ -126,7 +124,8 @@ class ModelArguments:
         default=None, metadata={"help": "loss on the masked patches only, or on all; by default the configuration's"}
     )
     pooling: Literal["cls", "mean"] | None = field(
-        default=None, metadata={"help": "labels: predict from the CLS token or the mean over patches; by default mean"}
+        default=None,
+        metadata={"help": "labels: predict from the CLS token or the mean; by default cls with a perceptron"},
     )
     regression_loss: Literal["mse", "gaussian"] | None = field(
         default=None, metadata={"help": "labels: predict a value, or its mean and variance; by default gaussian"}
@@ -220,8 +219,6 @@ def check_arguments(data: DataArguments, model: ModelArguments, training: Traini
         raise ValueError(f"betas must be two numbers in [0, 1), but are {training.betas}; 0.9 0.95 is usual.")
     if training.mixed_precision not in (None, "no", "bf16", "fp16"):
         raise ValueError(f"mixed_precision must be no, bf16 or fp16, but is {training.mixed_precision!r}.")
-    if model.config_file and model.model_name_or_path:
-        raise ValueError("Give config_file for a new model or model_name_or_path for one to continue, not both.")
     of_the_other = {
         "labels": {"mask_ratio": model.mask_ratio, "masked_loss_only": model.masked_loss_only},
         "masked": {"targets": data.targets, "pooling": model.pooling, "regression_loss": model.regression_loss},
@@ -246,7 +243,7 @@ def build_model(arguments: ModelArguments):
     from modeling_xrf import XRFForMaskedSpectrumModeling
 
     options = {name: getattr(arguments, name) for name in ("mask_ratio", "masked_loss_only")}
-    options = {name: value for name, value in options.items() if value is not None}
+    options = config_fields(arguments) | {name: value for name, value in options.items() if value is not None}
     source = arguments.model_name_or_path
     if source is None:
         return XRFForMaskedSpectrumModeling(new_config(arguments, options))
@@ -266,6 +263,7 @@ def build_regression_model(arguments: ModelArguments, target_fields: dict | None
         target_fields: fields of the configuration that describe the targets; `None` keeps the checkpoint's.
     """
     import torch
+    import transformers
 
     from modeling_xrf import XRFForRegression
 
@@ -276,20 +274,21 @@ def build_regression_model(arguments: ModelArguments, target_fields: dict | None
             given, kept = getattr(arguments, name), getattr(checkpoint_config(source), name)
             if given not in (None, kept):
                 raise ValueError(f"The checkpoint {source} has {name} {kept!r}, not {given!r}; leave the option out.")
-        return XRFForRegression.from_pretrained(source, dtype=torch.float32, **stale)
+        return XRFForRegression.from_pretrained(source, dtype=torch.float32, **(config_fields(arguments) | stale))
 
-    options = {name: getattr(arguments, name) for name in ("pooling", "regression_loss")}
-    options = {"pooling": "mean", "regression_loss": "gaussian"} | {k: v for k, v in options.items() if v is not None}
+    options = config_fields(arguments) | {"regression_loss": arguments.regression_loss or "gaussian", **target_fields}
+    config = new_config(arguments, options) if source is None else checkpoint_config(source, **options)
+    options["pooling"] = config.pooling = arguments.pooling or config.embedding_pooling
     if source is None:
-        return XRFForRegression(new_config(arguments, {**options, **target_fields}))
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # that the head is new is no news
+        return XRFForRegression(config)
+    verbosity = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()  # that the head is new is no news
     try:
         model, report = XRFForRegression.from_pretrained(
-            source, dtype=torch.float32, output_loading_info=True, **options, **target_fields
+            source, dtype=torch.float32, output_loading_info=True, **options
         )
     finally:
-        logging.set_verbosity(verbosity)
+        transformers.utils.logging.set_verbosity(verbosity)
     missing = sorted(name for name in report["missing_keys"] if name.startswith("xrf."))
     if missing:
         raise ValueError(
@@ -299,24 +298,20 @@ def build_regression_model(arguments: ModelArguments, target_fields: dict | None
 
 
 def new_config(arguments: ModelArguments, options: dict):
-    """The `XRFMaskedConfig` of a new model; `config_file` goes before `model_size`, and `options` before both."""
+    """The `XRFMaskedConfig` of a new model; `options` go before `model_size`."""
     from configuration_xrf import XRFMaskedConfig
 
-    fields = XRFMaskedConfig.from_size(arguments.model_size).to_dict()
-    if arguments.config_file is not None:
-        known = {*fields, *XRFMaskedConfig.__dataclass_fields__}
-        fields.update(read_config_file(arguments.config_file, known))
-    return XRFMaskedConfig.from_dict({**fields, **options})
+    return XRFMaskedConfig.from_dict({**XRFMaskedConfig.from_size(arguments.model_size).to_dict(), **options})
 
 
-def checkpoint_config(source: str):
-    """The `XRFMaskedConfig` of a checkpoint of the family."""
+def checkpoint_config(source: str, **options):
+    """The `XRFMaskedConfig` of a checkpoint of the family, with other `options`."""
     from transformers import AutoConfig
 
     from configuration_xrf import XRFMaskedConfig
 
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, **options)
     except ValueError:
         config = None
     if not isinstance(config, XRFMaskedConfig):
@@ -325,14 +320,20 @@ def checkpoint_config(source: str):
     return config
 
 
-def read_config_file(path: str, known: set[str]) -> dict:
-    """The fields of a JSON file, all of them `known`."""
+def config_fields(arguments: ModelArguments) -> dict:
+    """The fields of `config_file`, all of them known to `XRFMaskedConfig`."""
+    from configuration_xrf import XRFMaskedConfig
+
+    path = arguments.config_file
+    if path is None:
+        return {}
     try:
         fields = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"config_file {path} is not valid JSON: {error}") from None
     if not isinstance(fields, dict):
         raise ValueError(f'config_file {path} must hold an object of fields, such as {{"spectrum_length": 512}}.')
+    known = {*XRFMaskedConfig().to_dict(), *XRFMaskedConfig.__dataclass_fields__}
     for name in fields:
         if name not in known:
             raise ValueError(f"config_file {path} has the field {name!r}, which XRFMaskedConfig does not; correct it.")
@@ -428,9 +429,11 @@ def open_validation_split(data: DataArguments, recipe, targets=()):
     return corpus_xrf.load_split(corpus_xrf.recipe_corpus(recipe, data.data_root), data.validation_split)
 
 
-def open_batches(accelerator, data, training: TrainingArguments, extractor, rows, augmentation, targets=()):
-    """The training batches of this process, from the cache of features, or from a stream that extracts them and hands
-    out `targets` as labels.
+def open_batches(
+    accelerator, data, training: TrainingArguments, extractor, rows, augmentation, targets, by_reach: bool
+):
+    """The training batches of this process with `targets` as labels, from the cache of features, or, where these are
+    not stored, change, or shall share batches `by_reach`, from a stream that extracts them.
 
     Returns:
         a function that, given the number of a batch, returns an endless iterator of epochs and batches from there on,
@@ -443,7 +446,7 @@ def open_batches(accelerator, data, training: TrainingArguments, extractor, rows
     import streaming_xrf
 
     loading = {"num_workers": data.workers, "pin_memory": data.pin_memory and accelerator.device.type == "cuda"}
-    if augmentation or targets or not isinstance(rows, Dataset):
+    if augmentation or by_reach or not isinstance(rows, Dataset):
         source = rows
         if isinstance(rows, Dataset):
             source = streaming_xrf.Mixture([streaming_xrf.StoredSpectra(rows, training.seed, targets)])
@@ -458,6 +461,7 @@ def open_batches(accelerator, data, training: TrainingArguments, extractor, rows
             accelerator.process_index,
             accelerator.num_processes,
             augmentation,
+            by_reach,
         )
         batches_from = partial(
             streaming_xrf.stream_batches, DataLoader(stream, batch_size=None, **loading), stream, accelerator.device
@@ -466,7 +470,7 @@ def open_batches(accelerator, data, training: TrainingArguments, extractor, rows
             return batches_from, None
         return batches_from, source.num_spectra / (training.batch_size * accelerator.num_processes)
     with accelerator.local_main_process_first():
-        features = corpus_xrf.cached_features(rows, extractor, data.train_split)
+        features = corpus_xrf.cached_features(rows, extractor, data.train_split, targets)
     loader = DataLoader(
         corpus_xrf.SpectrumBatches(features),
         batch_size=training.batch_size,
@@ -588,8 +592,9 @@ def main(argv: list[str] | None = None):
         train_rows = open_training_split(data, training, recipe, targets)
     checkpoint, objective = model_arguments.model_name_or_path, model_arguments.objective
     extractor = build_feature_extractor(data, checkpoint, config, train_rows, objective)
+    by_reach = labelled and config.num_hidden_layers > 0  # an encoder of patches has none to spare
     batches_from, batches_per_epoch = open_batches(
-        accelerator, data, training, extractor, train_rows, augmentation, targets
+        accelerator, data, training, extractor, train_rows, augmentation, targets, by_reach
     )
     total_steps = training.max_steps
     if total_steps is None:
@@ -612,7 +617,7 @@ def main(argv: list[str] | None = None):
     # Prepare.
     fixed = {name: options[name] for name in FIXED_ON_RESUME} | {"processes": accelerator.num_processes}
     fixed["recipe"] = recipe and hashlib.sha256(repr(recipe.to_dict()).encode()).hexdigest()[:16]
-    streamed = data.streaming or augmentation or labelled
+    streamed = data.streaming or augmentation or by_reach
     fixed["workers"] = data.workers if streamed else None  # each reads its own share
     progress = {"step": 0, "interval_loss": 0.0, "interval_steps": 0}
     found = training_xrf.checkpoints(folder / "checkpoints") if output.resume else []
