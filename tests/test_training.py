@@ -164,18 +164,6 @@ def labelled_batch(number=6):
     return {"input_values": values, "attention_mask": measured, "labels": labels}
 
 
-@pytest.mark.parametrize("mask_ratio", [0.3, 0.5, 0.75])
-def test_loss_terms_are_what_the_loss_is_the_mean_of(mask_ratio):
-    measured = torch.tril(torch.ones(8, 8, dtype=torch.uint8))  # one patch to all eight
-    batch = {"attention_mask": measured}
-    model = XRFForMaskedSpectrumModeling(XRFMaskedConfig(**SMALL, mask_ratio=mask_ratio))
-    hidden = model(torch.rand(8, 128), attention_mask=measured).mask
-    assert loss_terms(batch, model.config) == hidden.sum() and 0 < hidden.sum() < 36
-    model.config.masked_loss_only = False
-    assert loss_terms(batch, model.config) == 36
-    assert loss_terms(labelled_batch(), regressor().config) == 17  # of 18 labels one is missing
-
-
 @pytest.mark.parametrize("measured", [5, 8])
 def test_masked_loss_on_measured_patches_is_that_of_whole_spectra(config, measured):
     torch.manual_seed(0)
@@ -188,6 +176,18 @@ def test_masked_loss_on_measured_patches_is_that_of_whole_spectra(config, measur
         assert batch["all_measured"] != hidden
         whole = model(values, attention_mask=mask, noise=mask_noise(ids, 8, seed=3, epoch=2))
         torch.testing.assert_close(masked_loss(model, batch, 2, config, seed=3), whole.loss)
+
+
+@pytest.mark.parametrize("mask_ratio", [0.3, 0.5, 0.75])
+def test_loss_terms_are_what_the_loss_is_the_mean_of(mask_ratio):
+    measured = torch.tril(torch.ones(8, 8, dtype=torch.uint8))  # one patch to all eight
+    batch = {"attention_mask": measured}
+    model = XRFForMaskedSpectrumModeling(XRFMaskedConfig(**SMALL, mask_ratio=mask_ratio))
+    hidden = model(torch.rand(8, 128), attention_mask=measured).mask
+    assert loss_terms(batch, model.config) == hidden.sum() and 0 < hidden.sum() < 36
+    model.config.masked_loss_only = False
+    assert loss_terms(batch, model.config) == 36
+    assert loss_terms(labelled_batch(), regressor().config) == 17  # of 18 labels one is missing
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
