@@ -208,3 +208,41 @@ def test_the_base_is_not_changed_and_the_result_loads(base, tmp_path):
     loaded = XRFForRegression.from_pretrained(tmp_path).eval()
     for name in ("predictions", "lower", "upper", "distance"):
         torch.testing.assert_close(getattr(said(loaded, rows), name), getattr(said(model, rows), name))
+
+
+def of_a_main_constituent(labels_of, rows=40):
+    """Spectra of a mixture of two patterns, and the labels that its share `(rows,)` in [0, 1] gives."""
+    rng = np.random.default_rng(3)
+    share = rng.permutation(np.linspace(0, 1, rows))
+    patterns = rng.random((2, LENGTH)) + 0.5
+    values = (
+        share[:, None] * patterns[0] + (1 - share)[:, None] * patterns[1] + 0.002 * rng.normal(size=(rows, LENGTH))
+    )
+    made = spectra(np.zeros((rows, 1)))
+    made.input_values[:] = torch.from_numpy(values).float()
+    return made, torch.from_numpy(labels_of(share)[:, None]).float()
+
+
+def test_an_error_of_a_main_constituent_counts_in_its_unit(base, monkeypatch):
+    """Logarithms would spend the fit on the few labels near zero."""
+    rows, truth = of_a_main_constituent(lambda share: 0.05 + 90 * share)
+
+    def rmse_of_the_unlabelled(unit, factor, transform):
+        rows.labels[:] = torch.nan
+        rows.labels[:30] = truth[:30] * factor
+        model = adapt(base, rows, ["Ca"], [unit])
+        assert model.config.target_transform == [transform]
+        return float((said(model, rows).predictions / factor - truth)[30:].square().mean().sqrt())
+
+    found = rmse_of_the_unlabelled("wt%", 1, "linear")
+    assert found < 2
+    assert rmse_of_the_unlabelled("g/kg", 10, "linear") == pytest.approx(found, rel=1e-2)
+    monkeypatch.setattr(adaptation_xrf, "MAIN_CONSTITUENT", 100.0)
+    assert rmse_of_the_unlabelled("wt%", 1, "log") > 2 * found
+
+
+@pytest.mark.parametrize("target", ["Ca", "CaCO3"])
+def test_a_main_constituent_whose_logarithm_is_plain_stays_there(base, target):
+    rows, truth = of_a_main_constituent(lambda share: 0.02 * 4000**share)
+    rows.labels[:] = truth
+    assert adapt(base, rows, [target], ["wt%"]).config.target_transform == ["log"]

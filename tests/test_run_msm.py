@@ -627,15 +627,21 @@ def test_labels_continue_a_regression_checkpoint_with_its_targets(learn, learnt,
         learn(**options, regression_loss="mse")
 
 
-def test_labels_of_a_stored_corpus(learn, tmp_path):
-    """Labels tell the height of the first peak, so they can be learnt."""
+@pytest.fixture(scope="module")
+def stored_labels(tmp_path_factory):
+    """A corpus whose labels tell the height of the first peak, so that they can be learnt."""
+    folder = tmp_path_factory.mktemp("corpora")
     rows = [
         dataclasses.replace(spectrum, targets={"Fe": float(spectrum.counts[36:45].sum()) / 500}, source="a laboratory")
         for spectrum in spectra(64, 0)
     ]
     for name, split in (("train", rows[:48]), ("validation", rows[48:])):
-        pq.write_table(spectra_to_table(split, ["Fe", "Si"], {"Fe": "wt%", "Si": "wt%"}), tmp_path / f"{name}.parquet")
-    options = {"dataset": tmp_path, "lowest_energy_kev": 0.0}
+        pq.write_table(spectra_to_table(split, ["Fe", "Si"], {"Fe": "wt%", "Si": "wt%"}), folder / f"{name}.parquet")
+    return folder
+
+
+def test_labels_of_a_stored_corpus(learn, stored_labels):
+    options = {"dataset": stored_labels, "lowest_energy_kev": 0.0}
     stored = learn(**options, streaming=False, max_steps=100, validate_every=100, log_every=25)
     assert records(stored, "epoch") == [4, 8, 12, 16]
     assert records(stored, "r")[-1]["Fe"] > 0.6  # of 16 spectra; without learning it would be 0 +- 0.25
@@ -644,6 +650,26 @@ def test_labels_of_a_stored_corpus(learn, tmp_path):
         assert "no laboratory value" not in (folder / "model" / "README.md").read_text()
     with pytest.raises(ValueError, match="The target 'Si' has no labels that vary"):
         learn(**options, targets="Si")
+
+
+def test_a_perceptron_alone_learns_labels_and_a_configuration_file_adds_an_encoder(learn, stored_labels, tmp_path):
+    paths = {}
+    for name, fields in (("alone", {**SMALL, "num_hidden_layers": 0, "perceptron_size": 16}),
+                         ("encoder", {"num_hidden_layers": 1, "initializer_range": 0.01})):  # fmt: skip
+        paths[name] = tmp_path / f"{name}.json"
+        paths[name].write_text(json.dumps(fields))
+    options = {"dataset": stored_labels, "streaming": False, "lowest_energy_kev": 0.0}
+    alone = learn(**options, config_file=paths["alone"], max_steps=100, validate_every=100, log_every=25)
+    assert records(alone, "epoch") == [4, 8, 12, 16] and records(alone, "r")[-1]["Fe"] > 0.6
+    assert saved_config(alone)["pooling"] == "cls"
+    options |= {"model_name_or_path": alone / "model", "learning_rate": 1e-30, "max_steps": 1}
+    grown = learn(**options, config_file=paths["encoder"])
+    before, after = weights(alone), weights(grown)
+    for name in before.keys() & after.keys():
+        torch.testing.assert_close(after[name], before[name], rtol=0, atol=1e-20)
+    new = after.keys() - before.keys()
+    assert new and all(name.startswith("xrf.layers.0.") for name in new)
+    assert saved_config(grown)["target_mean"] == saved_config(alone)["target_mean"]
 
 
 def test_augmentation_takes_away_the_states_of_the_instrument(learn, simulated, tmp_path):
@@ -814,7 +840,6 @@ def test_more_processes_than_accelerate_sees_are_refused(pretrain, monkeypatch):
         ({"dataset": "mixed", "data_root": "/nowhere/at/all"}, "/nowhere/at/all"),
         ({"push_to_hub": True}, "push_to_hub needs --hub_model_id"),
         ({"push_to_hub": True, "hub_model_id": "a/b/c"}, "Repo id must be"),
-        ({"model_name_or_path": "some/model"}, "Give config_file for a new model or model_name_or_path"),
         ({"dataset": "nowhere/at-all"}, "There is no corpus 'nowhere/at-all'"),
         ({"dataset": "/nowhere/at/all"}, "There is no corpus in '/nowhere/at/all'"),
         ({"train_split": "training"}, 'Unknown split "training". Should be one of'),

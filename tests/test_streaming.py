@@ -239,7 +239,7 @@ class UnitsOfDifferentVoltage(NumberedUnits):
 
 def labelled(extractor, batch_size=10, seed=0, block=120, **options):
     source = Mixture([SimulatedSpectra(UnitsOfDifferentVoltage(), ["Fe"])], block=block)
-    return SpectrumStream(source, extractor, "train", batch_size, seed, **options)
+    return SpectrumStream(source, extractor, "train", batch_size, seed, by_reach=True, **options)
 
 
 def test_labels_go_with_their_spectra(extractor):
