@@ -34,6 +34,7 @@ PROBE_PENALTIES = np.logspace(-8, 2, 41)
 # The least penalty for a head that is to be trained on. An embedding varies along few directions; with less penalty
 # the head lives off the others, so steeply that the first steps of training, or bfloat16, throw it far off.
 START_PENALTY = 1e-3
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2")  # of attention, feed-forward layers, perceptron
 ROWS_AT_ONCE = 1024  # spectra rebinned together, so that memory stays small
 ROWS_IN_A_BATCH = 256  # spectra that go through a model together
 
@@ -302,14 +303,17 @@ def model_around(encoder: XRFModel, target_names: Sequence[str], target_units: S
     return model.to(encoder.device)
 
 
-def lora_model(model: XRFForRegression, rank: int, alpha: float, dropout: float, target_modules: Sequence[str]):
-    """The model with trainable low-rank updates (Hu et al. 2021) of the named linear layers, and a trainable head; all
-    other weights are frozen.
+def lora_model(
+    model: XRFForRegression, rank: int, alpha: float, dropout: float, target_modules: Sequence[str] | None = None
+):
+    """The model with trainable low-rank updates (Hu et al. 2021) of linear layers, and a trainable head; all other
+    weights are frozen.
 
     Args:
         rank (`int`), alpha (`float`): an update is `alpha / rank` times a product of two matrices of this rank.
         dropout (`float`): share of a layer's inputs that its update does not see in training.
-        target_modules (`Sequence[str]`): names of linear layers, such as `["q_proj", "v_proj"]`.
+        target_modules (`Sequence[str]`, *optional*): names of linear layers, such as `["q_proj"]`; by default
+            those of `LORA_TARGETS` that the encoder has.
 
     Returns:
         `peft.PeftModelForSequenceClassification`
@@ -320,7 +324,7 @@ def lora_model(model: XRFForRegression, rank: int, alpha: float, dropout: float,
     from peft import LoraConfig, get_peft_model
 
     layers = {name.split(".")[-1] for name, module in model.xrf.named_modules() if isinstance(module, torch.nn.Linear)}
-    for name in target_modules:
+    for name in target_modules or ():
         if name not in layers:
             raise ValueError(f"The encoder has no linear layer {name!r} to adapt; it has {', '.join(sorted(layers))}.")
     config = LoraConfig(
@@ -328,7 +332,7 @@ def lora_model(model: XRFForRegression, rank: int, alpha: float, dropout: float,
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=list(target_modules),
+        target_modules=list(target_modules or [name for name in LORA_TARGETS if name in layers]),
         modules_to_save=["head"],
     )
     return get_peft_model(model, config)
@@ -338,8 +342,8 @@ def layerwise_parameter_groups(
     model: torch.nn.Module, learning_rate: float, weight_decay: float, decay: float
 ) -> list[dict]:
     """Optimiser groups in which each layer learns `decay` times as fast as the one above it (Clark et al. 2020,
-    arXiv 2003.10555): the head and the last normalisation at `learning_rate`, the top layer at `decay` times that, the
-    embeddings slowest. Biases, normalisations and the CLS token are not decayed towards zero.
+    arXiv 2003.10555): the head and the last normalisation at `learning_rate`, the top layer and the perceptron at
+    `decay` times that, the embeddings slowest. Biases, normalisations and the CLS token are not decayed towards zero.
 
     Args:
         model: an [`XRFForRegression`], plain or with LoRA; frozen parameters are left out.
@@ -352,8 +356,8 @@ def layerwise_parameter_groups(
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        layer = re.search(r"\blayers\.(\d+)\.", name)
-        depth = int(layer[1]) + 1 if layer else 0 if "embeddings." in name else top
+        layer = re.search(r"\bxrf\.layers\.(\d+)\.", name)
+        depth = int(layer[1]) + 1 if layer else 0 if "embeddings." in name else top - ("perceptron." in name)
         regularised = parameter.ndim >= 2 and not name.endswith("cls_token")
         group = groups.setdefault(
             (depth, regularised),

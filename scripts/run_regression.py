@@ -150,9 +150,8 @@ class MethodArguments:
     lora_rank: int = field(default=8, metadata={"help": "lora: rank of the updates"})
     lora_alpha: float = field(default=16, metadata={"help": "lora: the updates are scaled by alpha / rank"})
     lora_dropout: float = field(default=0.0, metadata={"help": "lora: share of inputs an update does not see"})
-    lora_targets: list[str] = field(
-        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"],
-        metadata={"help": "lora: linear layers to update; by default all but patch_embeddings"},
+    lora_targets: list[str] | None = field(
+        default=None, metadata={"help": "lora: linear layers to update; by default those of attention and perceptrons"}
     )
     learning_rate: float | None = field(
         default=None, metadata={"help": "highest rate; by default 1e-3 for lora and 1e-4 for full"}

@@ -231,6 +231,20 @@ def test_layerwise_rates_by_hand(model):
     assert len(rate) == len(parameters) == sum(len(group["params"]) for group in groups)
 
 
+def test_a_perceptron_alone_is_adapted_too():
+    sizes = {"spectrum_length": 64, "patch_size": 16, "num_hidden_layers": 0, "perceptron_size": 8}
+    model = XRFForRegression(XRFMaskedConfig.from_size("tiny", **sizes, target_names=["Fe"]))
+    groups = finetuning_xrf.layerwise_parameter_groups(model, 0.8, 0.1, decay=0.5)
+    rate = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    assert {rate[id(parameter)] for parameter in model.xrf.perceptron.parameters()} == {0.4}
+    assert rate[id(model.head.weight)] == 0.8
+    adapted = finetuning_xrf.lora_model(model, 2, 4, 0.0)
+    trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
+    assert {name.split(".")[-4] for name in trained if "lora_A" in name} == {"fc1", "fc2"} and len(
+        trained
+    ) == 2 * 4 + 2
+
+
 def test_equal_rates_without_layer_decay(model):
     groups = finetuning_xrf.layerwise_parameter_groups(model, 0.8, 0.1, decay=1.0)
     assert {group["lr"] for group in groups} == {0.8}
