@@ -175,7 +175,11 @@ SETS = {
 # --- methods ---
 
 # Those that adapt a checkpoint, which is loaded for them only.
-PRETRAINED = ("pretrained", "pretrained_encoder", "random_encoder", "pretrained_closed", "pretrained_pooled")
+FINE_TUNED = ("full", "full_equal_rates", "full_mixup", "full_label_noise", "lora", "scratch")  # fine_tuned.WAYS
+PRETRAINED = (
+    *("pretrained", "pretrained_encoder", "random_encoder", "pretrained_closed", "pretrained_pooled"),
+    *FINE_TUNED,
+)
 
 
 @dataclass(frozen=True)
@@ -226,6 +230,7 @@ class Closed:
 def pretrained_methods(checkpoint: str) -> dict[str, Method]:
     """The ways of adapting a checkpoint, by name."""
     import torch
+    from fine_tuned import WAYS
 
     from adaptation_xrf import adapt
     from evaluation_xrf import MIN_LABELS
@@ -246,12 +251,19 @@ def pretrained_methods(checkpoint: str) -> dict[str, Method]:
         torch.manual_seed(seed)
         return adapted(names, seed, XRFModel(base.config).eval(), MIN_LABELS)
 
+    def fine_tuned(way):
+        def make(names, seed):
+            return AdaptedModel(lambda rows: WAYS[way](base, rows, names, seed), extractor, 2 * MIN_LABELS)
+
+        return make
+
     return {
         "pretrained": Method(adapted),
         "pretrained_encoder": Method(lambda names, seed: adapted(names, seed, base.xrf, MIN_LABELS)),
         "random_encoder": Method(from_random_weights),
         "pretrained_closed": Method(lambda names, seed: Closed(base, extractor, names), most_labels=0),
         "pretrained_pooled": Method(lambda names, seed: PooledTransfer(adapted(names, seed)), transfer_only=True),
+        **{way: Method(fine_tuned(way), most_labels=100) for way in FINE_TUNED},
     }
 
 

@@ -1,0 +1,113 @@
+"""Fine-tuning by gradient descent as a peer of the closed-form adaptation: all weights or LoRA, from a checkpoint or
+from random weights, with mixed and noisy training rows.
+
+`few_labels.py` runs it. Labels are learnt as logarithms, each target divided by the standard deviation of its own. The
+number of epochs is the one with the least error over inner folds of the training rows, as for the convolutional peer.
+"""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from adaptation_xrf import adapt
+from finetuning_xrf import LabelledSpectra, layerwise_parameter_groups, lora_model
+from modeling_xrf import XRFForRegression
+from peers_xrf import inner_folds
+
+BATCH_SIZE = 16
+MAX_EPOCHS = 60
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """How a model is trained.
+
+    Args:
+        learning_rate (`float`): of the head; a layer below learns `layer_decay` times as fast as the one above.
+        lora (`bool`): train updates of rank 8 and the head, in place of all weights.
+        random_weights (`bool`): start from the checkpoint's architecture alone.
+        mixup (`float`): both parameters of the beta distribution that the shares of mixed rows are drawn from, spectra
+            and logarithms of labels alike (Zhang et al. 2018, arXiv 1710.09412); 0 mixes none.
+        label_noise (`float`): standard deviation of noise on ln(label), drawn anew in every epoch.
+    """
+
+    learning_rate: float = 3e-4
+    layer_decay: float = 0.75
+    lora: bool = False
+    random_weights: bool = False
+    mixup: float = 0.0
+    label_noise: float = 0.0
+
+    def __call__(self, base, rows: LabelledSpectra, target_names, seed: int) -> XRFForRegression:
+        """A new model for the targets, fitted to the rows."""
+        units = ["wt%"] * len(target_names)
+        nothing = LabelledSpectra(
+            *(values[:0] for values in (rows.input_values, rows.attention_mask, rows.labels)), None
+        )
+        start = adapt(base, nothing, target_names, units)
+        labels = rows.labels.clamp(min=1e-6).log()
+        if self.random_weights:
+            torch.manual_seed(seed)
+            start = XRFForRegression(start.config)
+            start.config.target_mean, start.config.target_std = labels.nanmean(0).tolist(), nan_sd(labels).tolist()
+        groups = None if rows.groups is None else np.asarray(rows.groups)
+        errors = np.zeros(MAX_EPOCHS)
+        for training, held_out in inner_folds(len(labels), groups):
+            models = self._train(start, rows, labels, training, MAX_EPOCHS, seed)
+            errors += [self._error(model.eval(), rows, labels, held_out).item() for model in models]
+        *_, model = self._train(start, rows, labels, np.arange(len(labels)), int(np.argmin(errors)) + 1, seed)
+        return (model.merge_and_unload() if self.lora else model).eval()
+
+    def _train(self, start, rows, labels, chosen, num_epochs: int, seed: int) -> Iterator[torch.nn.Module]:
+        """The model after each epoch on the `chosen` rows."""
+        generator, shares = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
+        torch.manual_seed(seed)
+        model = copy.deepcopy(start)
+        if self.lora:
+            model = lora_model(model, 8, 16, 0.0)
+        groups = layerwise_parameter_groups(model, self.learning_rate, 0.01, self.layer_decay)
+        optimizer = torch.optim.AdamW(groups)
+        spread = nan_sd(labels[chosen])
+        for _ in range(num_epochs):
+            model.train()
+            for batch in torch.from_numpy(chosen)[torch.randperm(len(chosen), generator=generator)].split(BATCH_SIZE):
+                values, wanted = rows.input_values[batch], labels[batch]
+                wanted = wanted + self.label_noise * torch.randn(wanted.shape, generator=generator)
+                if self.mixup:
+                    share = float(shares.beta(self.mixup, self.mixup))
+                    values, wanted = (share * each + (1 - share) * each.flip(0) for each in (values, wanted))
+                outputs = model(input_values=values, attention_mask=rows.attention_mask[batch])
+                optimizer.zero_grad()
+                relative_error(outputs, wanted, spread).backward()
+                optimizer.step()
+            yield model
+
+    @torch.no_grad()
+    def _error(self, model, rows, labels, chosen) -> torch.Tensor:
+        outputs = model(input_values=rows.input_values[chosen], attention_mask=rows.attention_mask[chosen])
+        return relative_error(outputs, labels[chosen], nan_sd(labels))
+
+
+def nan_sd(labels: torch.Tensor) -> torch.Tensor:
+    """Standard deviation `(T,)` of the labels `(N, T)` that are there, at least 0.01."""
+    return torch.from_numpy(np.nanstd(labels.numpy(), axis=0)).clamp(min=0.01)
+
+
+def relative_error(outputs, labels: torch.Tensor, spread: torch.Tensor) -> torch.Tensor:
+    """Mean squared error of ln(prediction) in units of the labels' `spread`, over the labels that are there."""
+    present = ~labels.isnan()
+    residual = (outputs.predictions.clamp(min=1e-6).log() - labels.nan_to_num()) / spread
+    return torch.where(present, residual.square(), 0.0).sum() / present.sum().clamp(min=1)
+
+
+WAYS = {
+    "full": FineTuning(),
+    "full_equal_rates": FineTuning(layer_decay=1.0),
+    "full_mixup": FineTuning(mixup=0.4),
+    "full_label_noise": FineTuning(label_noise=0.2),
+    "lora": FineTuning(learning_rate=1e-3, lora=True),
+    "scratch": FineTuning(learning_rate=1e-3, layer_decay=1.0, random_weights=True),
+}
