@@ -28,10 +28,10 @@ $(DEMO)/caco3-lora/results.md: $(DEMO)/corpus/corpus.json
 	$(BIN)/python scripts/run_regression.py $(DEMO)/corpus --target CaCO3 --num_labels 100 --method lora \
 		--validation_split none --output_dir $(DEMO)/caco3-lora
 
-# Ray, and independent programs that some tests compare with; without them those tests are skipped.
+# ONNX Runtime, Ray, and independent programs that some tests compare with; without them those tests are skipped.
 .venv/references: .venv/installed
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[ray]" || \
-		echo "Ray could not be installed: its tests are skipped"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[onnx,ray]" || \
+		echo "ONNX Runtime or Ray could not be installed: their tests are skipped"
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[references]" || \
 		echo "fisx needs a C++ compiler: tests that compare with it are skipped"
 	touch $@

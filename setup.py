@@ -37,6 +37,7 @@ setup(
     ],
     extras_require={
         "instruments": ["astropy>=6"],  # FITS files
+        "onnx": ["onnx>=1.23", "onnxruntime>=1.32", "onnxscript>=0.7"],  # scripts/export_onnx.py
         "ray": ["ray[data]>=2.60"],  # predictions on many machines
         "references": ["fisx>=1.3", "pdz-tool>=0.2.5"],  # what tests compare with; fisx needs a C++ compiler
         "dev": ["astropy>=6", "hypothesis>=6.130", "pytest>=9", "pytest-xdist>=3.8", "ruff>=0.17", "pre-commit>=4"],
