@@ -253,9 +253,7 @@ class XRFPredictor:
         predictions = self.predict(self.feature_extractor(counts, **calibration, return_tensors="pt"))
         for name in self.keep:
             if name in predictions:
-                raise ValueError(
-                    f"The column {name!r} to keep is also a prediction; rename it in the input."
-                )
+                raise ValueError(f"The column {name!r} to keep is also a prediction; rename it in the input.")
         return {**{name: batch[name] for name in self.keep}, **predictions}
 
     def predict(self, features) -> dict[str, np.ndarray]:
