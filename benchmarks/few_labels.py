@@ -338,8 +338,10 @@ def result_rows(data: CalibrationSet, predictions) -> list[dict]:
     for column, target in enumerate(data.target_names):
         values, references = predictions.values[:, column], data.targets[predictions.rows, column]
         row = {"target": target, **regression_metrics(values, references)}
-        row["ln_rmse"], row["relative_ln_rmse"] = ln_rmse(values, references), relative_ln_rmse(values, references)
-        row["ln_r"], row["scale"] = ln_agreement(values, references)
+        # a linear calibration may say that there is none: below detection, half of the lowest reference is usual
+        found = np.where(values > 0, values, np.nanmin(references) / 2)
+        row["ln_rmse"], row["relative_ln_rmse"] = ln_rmse(found, references), relative_ln_rmse(found, references)
+        row["ln_r"], row["scale"] = ln_agreement(found, references)
         for share in COVERAGES:
             if share in predictions.intervals:
                 lower, upper = (bound[:, column] for bound in predictions.intervals[share])

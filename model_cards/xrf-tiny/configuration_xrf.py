@@ -63,7 +63,7 @@ class XRFMaskedConfig(PreTrainedConfig):
         hidden_size, num_hidden_layers, num_attention_heads, intermediate_size (`int`): the encoder's dimensions.
         perceptron_size (`int`, defaults to 0): width of a perceptron over the whole scaled spectrum, whose output is
             added to the last state of the CLS token. It needs many more spectra than the encoder and a fraction of
-            its arithmetic for each. 0 has none.
+            its arithmetic for each; with one, `num_hidden_layers` may be 0. 0 has none.
         perceptron_num_layers (`int`, defaults to 2): its residual layers.
         hidden_act (`str`, defaults to `"gelu"`): activation of the feed-forward layers.
         layer_norm_eps (`float`, defaults to 1e-6): epsilon of every layer normalisation.
@@ -211,7 +211,8 @@ class XRFMaskedConfig(PreTrainedConfig):
         """Check the fields against each other; each message gives the rule, the value and the remedy."""
         super().validate_architecture()
         for name in DIMENSIONS:
-            if getattr(self, name) < 1:
+            least = 0 if name == "num_hidden_layers" and self.perceptron_size else 1
+            if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least 1, but is {getattr(self, name)}; give a positive number.")
         for name in MAY_BE_ZERO:
             if getattr(self, name) < 0:
