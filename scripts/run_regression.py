@@ -308,6 +308,7 @@ def start_model(encoder, spectra: Spectra, units: list[str], model: ModelArgumen
         adapted = finetuning_xrf.lora_model(
             adapted, training.lora_rank, training.lora_alpha, training.lora_dropout, training.lora_targets
         )
+        training.lora_targets = sorted(adapted.peft_config["default"].target_modules)  # for the card
     return adapted
 
 
