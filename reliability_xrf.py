@@ -92,7 +92,8 @@ def calibrate(model: XRFForRegression, batches: Iterable[dict], coverages: Seque
 
 def fit_familiarity(embeddings: np.ndarray, like: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray, float]:
     """Centre, whitening and threshold of the familiar: Mahalanobis' distance, with a covariance that few spectra have
-    in part from elsewhere (as many spectra's worth as there are dimensions).
+    in part from elsewhere (as many spectra's worth as there are dimensions; of a multiple of the unit matrix, which
+    hides the directions in which spectra hardly vary, the less the more there are).
 
     Args:
         embeddings (`np.ndarray` of shape `(N, D)`): of at least two familiar spectra.
@@ -105,7 +106,7 @@ def fit_familiarity(embeddings: np.ndarray, like: np.ndarray | None = None) -> t
     """
     embeddings = np.asarray(embeddings, dtype=np.float64)
     number, size = embeddings.shape
-    shape = np.eye(size) if like is None else like
+    shape, worth = (np.eye(size), size * min(1.0, size / number)) if like is None else (like, size)
     center = embeddings.mean(axis=0)
     scatter = (embeddings - center).T @ (embeddings - center)
     shape = shape * (np.trace(scatter) / max(number - 1, 1)) / np.trace(shape)
@@ -115,10 +116,10 @@ def fit_familiarity(embeddings: np.ndarray, like: np.ndarray | None = None) -> t
         offset = embeddings[row] - center
         others = scatter - number / (number - 1) * np.outer(offset, offset)  # about the centre of the others
         offset = offset * number / (number - 1)  # from it
-        distances.append(np.sqrt(offset @ np.linalg.solve((others + size * shape) / (number - 2 + size), offset)))
+        distances.append(np.sqrt(offset @ np.linalg.solve((others + worth * shape) / (number - 2 + worth), offset)))
     ln_distances = np.log(np.maximum(distances, 1e-12))
     threshold = float(np.exp(ln_distances.mean() + FAMILIAR_SD * ln_distances.std()))
-    values, vectors = np.linalg.eigh(np.linalg.inv((scatter + size * shape) / (number - 1 + size)))
+    values, vectors = np.linalg.eigh(np.linalg.inv((scatter + worth * shape) / (number - 1 + worth)))
     return center, np.sqrt(np.maximum(values, 0))[:, None] * vectors.T, threshold
 
 
