@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 CALIBRATION = ("gain_kev", "offset_kev", "tube_kv")
 TEXTS = ("source", "sample", "core", "instrument", "detector", "anode", "filter")
 NUMBERS = ("depth_mm", "x_mm", "y_mm", "tube_kv", "tube_ua", "live_time_s", "real_time_s")
-BATCH_SIZE = 128  # spectra that go through the model together: what a processor's cache holds
+# Tokens (patches and CLS) that go through a model together, by kind of device: activations of a processor stay in its
+# cache and in memory that the process has, and a GPU is kept busy.
+TOKENS_TOGETHER = {"cpu": 4096, "cuda": 131_072}
 READ_TOGETHER = 1024  # spectra that are read and extracted together, some batches of the model
 ROWS_IN_A_GROUP = 8192  # of a Parquet file: many small groups make it large and slow to open
 # What a script adds to the values of a model whose `calibration` is standardless.
@@ -44,8 +46,8 @@ STANDARDLESS = (
 class InferenceArguments:
     """The options of every script that sends spectra through a model; a script adds its own."""
 
-    batch_size: int = field(
-        default=BATCH_SIZE, metadata={"help": "spectra that go through the model together; a GPU likes more"}
+    batch_size: int | None = field(
+        default=None, metadata={"help": "spectra that go through the model together; by default what suits the device"}
     )
     on_error: Literal["stop", "skip"] = field(
         default="stop", metadata={"help": "what an unusable spectrum does: end the run, or go to a table of its own"}
@@ -62,8 +64,8 @@ class InferenceArguments:
     device: str | None = field(default=None, metadata={"help": "cpu, cuda, cuda:1, ...; a GPU where there is one"})
 
     def __post_init__(self):
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, but is {self.batch_size}; {BATCH_SIZE} is the default.")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, but is {self.batch_size}; leave it out.")
 
 
 class Item(NamedTuple):
@@ -187,7 +189,8 @@ class XRFPredictor:
     Args:
         name_or_path (`str`): folder or Hub id of a model or an adapter.
         device (`str`, *optional*): such as `"cpu"` or `"cuda:1"`; `None` takes a GPU where there is one.
-        batch_size (`int`, defaults to 128): spectra that go through the model together; a call may bring any number.
+        batch_size (`int`, *optional*): spectra that go through the model together; by default what suits the device.
+            A call may bring any number.
         keep (sequence of `str`): columns to return beside the predictions, such as `sample`, for engines that keep
             none of the input, and maybe not its order either.
 
@@ -206,7 +209,7 @@ class XRFPredictor:
         self,
         name_or_path: str,
         device: str | None = None,
-        batch_size: int = BATCH_SIZE,
+        batch_size: int | None = None,
         keep: Sequence[str] = (),
     ):
         self.name_or_path, self.device, self.batch_size = str(name_or_path), device, batch_size
@@ -305,7 +308,7 @@ def read_batches(sources: list[Path], mapping, arguments: InferenceArguments, re
     Parquet corpora, lists of `Item` of everything else and where a row of a corpus needs a closer look."""
     from dataset_builder.readers.table import is_corpus
 
-    number = max(arguments.batch_size, READ_TOGETHER)
+    number = max(arguments.batch_size or 1, READ_TOGETHER)
     for by_columns, group in itertools.groupby(sources, lambda source: mapping is None and is_corpus(source)):
         if by_columns:
             for source in group:
@@ -361,16 +364,18 @@ def corpus_rows(file: str, first_row: int, table, arguments: InferenceArguments,
         return None
     if (calibration["gain_kev"] <= 0).any():
         return None
-    references = {name: column.to_pylist() for name, column in targets.items() if column.null_count < len(column)}
-    rows = zip(*references.values()) if references else [()] * len(table)
     identifiers = {"file": [file] * len(table), "index": np.arange(first_row, first_row + len(table))}
     identifiers |= {name: texts[name] for name in TEXTS}
     identifiers |= {name: pc.cast(numbers[name], pa.float32(), safe=False) for name in NUMBERS}
     identifiers["metadata"] = [metadata[text] for text in texts["metadata"].to_pylist()]
-    identifiers["reference_values"] = [
-        _json({name: value for name, value in zip(references, row) if value is not None}) for row in rows
-    ]
-    return CorpusRows(counts, calibration, identifiers, {name: all_units[0][name] for name in references}, items)
+    identifiers["reference_values"] = _reference_texts(targets, len(table))
+    return CorpusRows(
+        counts,
+        calibration,
+        identifiers,
+        {name: all_units[0][name] for name, column in targets.items() if column.null_count < len(column)},
+        items,
+    )
 
 
 def _plain_counts(column) -> np.ndarray | list[np.ndarray] | None:
@@ -495,27 +500,29 @@ def measured_patches_only(features):
     return BatchFeature({**features, **selected})
 
 
-def equally_measured(features, batch_size: int):
-    """Pairs of rows `(n,)` of model inputs and the inputs of these, at most `batch_size` spectra with equally many
-    measured patches. The encoder meets these patches alone and needs no mask: the same results, only sooner."""
+def equally_measured(features, batch_size: int | None, device: str = "cpu"):
+    """Pairs of rows `(n,)` of model inputs and the inputs of these, at most `batch_size` spectra, or as many as suit
+    the kind of device, with equally many measured patches. The encoder meets these patches alone and needs no mask:
+    the same results, only sooner."""
     values, measured = features["input_values"], features["attention_mask"].bool()  # (B, L), (B, P)
     num_measured = measured.sum(dim=1)
     for number in num_measured.unique().tolist():
         rows = (num_measured == number).nonzero()[:, 0]
-        for part in rows.chunk(-(-len(rows) // batch_size)):
+        size = batch_size or max(TOKENS_TOGETHER.get(device, 4096) // (number + 1), 1)
+        for part in rows.chunk(-(-len(rows) // size)):
             inputs = {"input_values": values[part]}
             if number < measured.shape[1]:
                 inputs["patch_ids"] = measured[part].nonzero()[:, 1].view(len(part), number)  # (n, V)
             yield part, inputs
 
 
-def _outputs(model, features, batch_size: int, names: list[str]) -> list[np.ndarray]:
+def _outputs(model, features, batch_size: int | None, names: list[str]) -> list[np.ndarray]:
     """These outputs of a model, float32, in the order of the features' rows; `None` where it has none."""
     import torch
 
     rows, outputs = [], []
     with torch.inference_mode():
-        for part, inputs in equally_measured(features, batch_size):
+        for part, inputs in equally_measured(features, batch_size, model.device.type):
             rows.append(part)
             output = model(**{name: tensor.to(model.device) for name, tensor in inputs.items()})
             outputs.append([output.get(name) for name in names])
@@ -532,9 +539,9 @@ def target_columns(config, target: str) -> list[str]:
     return columns + [f"{target}_{side}_{name}" for name in config.interval_names for side in ("lower", "upper")]
 
 
-def predict(model, features, batch_size: int = BATCH_SIZE) -> dict[str, np.ndarray]:
+def predict(model, features, batch_size: int | None = None) -> dict[str, np.ndarray]:
     """
-    What the model says about spectra, `batch_size` of which at most go through it together.
+    What the model says about spectra, `batch_size` of which at most go through it together, or what suits its device.
 
     Returns:
         Arrays `(batch_size,)`: for each target `<target>`, with a Gaussian head `<target>_sd`, and for each prediction
@@ -557,7 +564,7 @@ def predict(model, features, batch_size: int = BATCH_SIZE) -> dict[str, np.ndarr
     return columns
 
 
-def embed(encoder, features, batch_size: int = BATCH_SIZE) -> np.ndarray:
+def embed(encoder, features, batch_size: int | None = None) -> np.ndarray:
     """Embeddings `(number of spectra, hidden_size)` by an encoder of `load_encoder`; `batch_size` as in `predict`."""
     return _outputs(encoder, features, batch_size, ["pooler_output"])[0]
 
@@ -575,11 +582,15 @@ def identifier_columns(batch: CorpusRows | list[Item]) -> dict:
     """The values of these columns for the spectra of a batch."""
     if isinstance(batch, CorpusRows):
         return batch.identifiers
+    import pyarrow as pa
+
     columns = {"file": [item.file for item in batch], "index": [item.index for item in batch]}
     for name in (*TEXTS, *NUMBERS):
         columns[name] = [getattr(item.spectrum, name) for item in batch]
     columns["metadata"] = [_json(item.spectrum.metadata) for item in batch]
-    columns["reference_values"] = [_json(item.spectrum.targets) for item in batch]
+    names = dict.fromkeys(name for item in batch for name in item.spectrum.targets)
+    targets = {name: pa.array([item.spectrum.targets.get(name) for item in batch], pa.float64()) for name in names}
+    columns["reference_values"] = _reference_texts(targets, len(batch))
     return columns
 
 
@@ -588,6 +599,24 @@ def target_units(batch: CorpusRows | list[Item]) -> dict[str, str]:
     if isinstance(batch, CorpusRows):
         return batch.target_units
     return {name: unit for item in batch for name, unit in item.spectrum.target_units.items()}
+
+
+def _reference_texts(targets: dict, number: int):
+    """JSON of the finite reference values of every spectrum, from a `pyarrow.Array` of each target; no text where it
+    has none."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not targets:
+        return pa.nulls(number, pa.string())
+    members = []
+    for name, column in targets.items():
+        value = pc.cast(pc.if_else(pc.is_finite(column), column, pa.scalar(None, column.type)), pa.string())
+        member = pc.binary_join_element_wise(f"{json.dumps(name, ensure_ascii=False)}: ", value, ", ", "")
+        members.append(member.fill_null(""))
+    text = pc.binary_join_element_wise(*members, "")
+    text = pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
+    return pc.binary_join_element_wise("{", pc.utf8_slice_codeunits(text, 0, -2), "}", "")
 
 
 def _json(values: dict) -> str | None:
@@ -604,9 +633,17 @@ def table_writer(path: Path, schema):
 
     is_parquet = path.suffix == ".parquet"
     make = pyarrow.parquet.ParquetWriter if is_parquet else pyarrow.csv.CSVWriter
+    # numbers hardly ever repeat
+    options = (
+        {"use_dictionary": [field.name for field in schema if pa.types.is_string(field.type)]} if is_parquet else {}
+    )
     waiting, writing = [], []
 
-    with atomic_file(path) as temporary, make(temporary, schema) as writer, ThreadPoolExecutor(1) as executor:
+    with (
+        atomic_file(path) as temporary,
+        make(temporary, schema, **options) as writer,
+        ThreadPoolExecutor(1) as executor,
+    ):
 
         def write(table=None):
             waiting.extend([] if table is None else [table])

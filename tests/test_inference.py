@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset
@@ -176,6 +179,73 @@ def test_measured_patches_alone_give_the_same_numbers(counts, pooling, spectrum_
     for name in ("predictions", "standard_deviation", "lower", "upper", "distance"):
         torch.testing.assert_close(getattr(trimmed, name), getattr(expected, name), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(predict(model, features)["TOC"], expected.predictions[:, 1], rtol=1e-5, atol=1e-5)
+
+
+def test_spectra_with_equally_many_measured_patches_go_together(counts, monkeypatch):
+    """Whatever the order and the limits, every spectrum gets its own numbers, and no batch is larger or padded."""
+    model = adapted_regressor()
+    extractor = XRFFeatureExtractor.for_config(model.config)
+    counts = np.pad(np.concatenate([counts, counts]), ((0, 0), (0, 100)), constant_values=1)
+    features = extractor(
+        counts, gain_kev=0.02, offset_kev=-0.5, tube_kv=[6, 4, 6, 2, 6, 4, 6, 2, 2, 6, 50, 6],
+        return_tensors="pt",
+    )  # fmt: skip
+    with torch.no_grad():
+        expected = model(**features)
+    shapes = []
+    model.xrf.embeddings.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.shape[:2])))
+    numbers = {"few": features["attention_mask"].sum(1)[3].item(), "all": features["attention_mask"].shape[1]}
+    for batch_size, tokens in ((2, 4096), (None, 60), (None, 4096), (None, 1)):
+        monkeypatch.setitem(inference_xrf.TOKENS_TOGETHER, "cpu", tokens)
+        shapes.clear()
+        columns = predict(model, features, batch_size)
+        np.testing.assert_allclose(columns["TOC"], expected.predictions[:, 1], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(columns["distance"], expected.distance, rtol=1e-5, atol=1e-5)
+        assert sum(rows for rows, _ in shapes) == 12 and len({tokens for _, tokens in shapes}) == 4
+        assert min(shapes, key=lambda shape: shape[1])[1] == 1 + numbers["few"]
+        assert max(shapes, key=lambda shape: shape[1])[1] == 1 + numbers["all"]
+        assert all(rows <= (batch_size or max(tokens // length, 1)) for rows, length in shapes)
+    assert len(shapes) == 12
+
+
+def test_working_ahead_keeps_order_and_errors():
+    taken = []
+
+    def numbers():
+        for number in range(6):
+            taken.append(number)
+            yield number
+        raise ValueError("the seventh")
+
+    ahead = inference_xrf.ahead(numbers(), 2)
+    assert taken == []
+    given = [next(ahead)]
+    assert len(taken) <= 4
+    with pytest.raises(ValueError, match="the seventh"):
+        for number in ahead:
+            given.append(number)
+    assert given == taken == list(range(6))
+    abandoned = inference_xrf.ahead(iter(range(1000)), 2)
+    assert next(abandoned) == 0
+    abandoned.close()
+    assert list(inference_xrf.ahead(iter(range(5)), 3)) == list(range(5))
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+def test_tables_are_written_in_order_and_in_large_groups(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr(inference_xrf, "ROWS_IN_A_GROUP", 10)
+    schema = pa.schema([("name", pa.string()), ("value", pa.float32())])
+    path = tmp_path / f"table{suffix}"
+    rows = [{"name": str(number), "value": number / 2} for number in range(27)]
+    with inference_xrf.table_writer(path, schema) as write:
+        for start in range(0, 27, 4):
+            write(pa.Table.from_pylist(rows[start : start + 4], schema))
+        assert not path.exists()
+    written = pq.read_table(path) if suffix == ".parquet" else pyarrow.csv.read_csv(path)
+    assert [float(value) for value in written["value"].to_pylist()] == [row["value"] for row in rows]
+    if suffix == ".parquet":
+        metadata = pq.read_metadata(path)
+        assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [12, 12, 3]
 
 
 def test_whole_spectra_pass_unchanged(counts):

@@ -156,7 +156,8 @@ def uneven_corpus():
     rows[1].update(tube_kv=None, live_time_s=float("nan"), core=None)
     rows[2].update(CaCO3=None, gain_kev=0.01, counts=rows[2]["counts"][:400])
     rows[3].update(gain_kev=float("nan"), offset_kev=None, anode="Rh", filter="Å 1 µm")
-    rows[4].update(metadata='{"a":1}', x_mm=2.5)
+    rows[4].update(metadata='{"a":1}', x_mm=2.5, CaCO3=1e-6, TOC=1e20)
+    rows[5].update(CaCO3=None, TOC=float("inf"))
     return table.schema, rows
 
 
@@ -197,13 +198,20 @@ def test_a_corpus_by_columns_is_the_same_as_row_by_row(predict, repository, tmp_
     for name, way in (("columns", columns), ("rows", lambda *arguments: None)):
         monkeypatch.setattr(inference_xrf, "corpus_rows", way)
         output = tmp_path / f"{name}.parquet"
-        assert predict(repository, tmp_path / "c.parquet", "--output", output, *options)[0] == 0
+        code, _, error = predict(repository, tmp_path / "c.parquet", "--output", output, *options)
+        assert code == 0, error
         outputs.append(pq.read_table(output))
         rejections.append((tmp_path / f"{name}.rejected.csv").read_text())
     assert sum(way is not None for way in ways) >= 4
     assert len(outputs[0]) == 24 - (rejected is not None) and rejections[0] == rejections[1]
     assert rejected is None or rejected in rejections[0]
-    exact = outputs[0].column_names[: outputs[0].column_names.index("CaCO3")]
+    references, others = (
+        [json.loads(text) if text else {} for text in output["reference_values"].to_pylist()] for output in outputs
+    )
+    assert references == others
+    assert references[4] == pytest.approx({"CaCO3": 1e-6, "TOC": 1e20}, rel=1e-6)
+    assert references[0] == {"CaCO3": 1.0} and references[5] == {}
+    exact = outputs[0].column_names[: outputs[0].column_names.index("reference_values")]
     assert outputs[0].select(exact) == outputs[1].select(exact)
     for name in ("CaCO3", "CaCO3_sd", "TOC", "TOC_sd"):
         np.testing.assert_allclose(outputs[0][name], outputs[1][name], rtol=1e-5, atol=1e-5)
