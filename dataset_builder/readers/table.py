@@ -356,7 +356,8 @@ def parquet_tables(path: Path, num_rows: int = ROWS_AT_A_TIME):
     import pyarrow.parquet as pq
 
     with _parquet_errors(path):
-        file = pq.ParquetFile(path)
+        # read as it is needed: what is fetched ahead stays in memory until the file is closed
+        file = pq.ParquetFile(path, pre_buffer=False, buffer_size=2**16)
     with file:
         declared, num_bytes = file.metadata.num_rows, path.stat().st_size
         if not 0 < declared <= num_bytes:  # no spectrum is as small as a byte

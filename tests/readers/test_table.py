@@ -8,7 +8,7 @@ from instrument_files.table import SEMICOLONS as TABLE
 from instrument_files.table import WIDE, examples, parquet
 
 from dataset_builder import ColumnMapping, SpectrumFileError, iter_spectra, read_spectra, spectra_to_table
-from dataset_builder.readers.table import has_channel_columns, is_csv, is_parquet
+from dataset_builder.readers.table import has_channel_columns, is_csv, is_parquet, parquet_tables
 
 MAPPING = ColumnMapping(
     channels="ch",
@@ -283,3 +283,22 @@ def test_one_column_may_give_two_fields(tmp_path):
     (tmp_path / "a.csv").write_text(TABLE)
     first, _ = read_spectra(tmp_path / "a.csv", ColumnMapping(channels="ch", columns={"sample": "id", "core": "id"}))
     assert (first.sample, first.core) == ("a", "a")
+
+
+@pytest.mark.parametrize("rows_in_a_group", [200, 4000])
+def test_what_is_read_of_a_parquet_file_is_not_kept(tmp_path, rows_in_a_group):
+    """Of 32 MB of counts that do not compress, a fraction is in memory at any time."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "corpus.parquet"
+    counts = np.random.default_rng(0).random((4000, 2000), dtype=np.float32)
+    ends = pa.array(2000 * np.arange(4001, dtype=np.int32))
+    pq.write_table(pa.table({"counts": pa.ListArray.from_arrays(ends, counts.ravel())}), path, rows_in_a_group)
+    del counts, ends
+    assert path.stat().st_size > 25e6
+    before, held, number = pa.total_allocated_bytes(), [], 0
+    for _, table in parquet_tables(path, 100):
+        held.append(pa.total_allocated_bytes() - before)
+        number += len(table)
+    assert number == 4000 and max(held) < 8e6
