@@ -46,3 +46,6 @@ lint: .venv/installed
 bench: .venv/installed
 	$(BIN)/python benchmarks/real_spectra.py
 	$(BIN)/python benchmarks/few_labels.py
+	$(BIN)/python benchmarks/familiarity.py
+	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/inference.py
