@@ -26,7 +26,7 @@ In Python, with ONNX Runtime:
 Before anything is written ONNX Runtime's answers are compared with torch's, on random inputs and on simulated spectra.
 
 `--int8` adds `model_int8.onnx`, with the same inputs and outputs: weights as 8-bit integers, a third of the size and
-about twice as fast on a CPU. Of `xrf-tiny` the error on labelled spectra grew by less than 1 % (`benchmarks/LOG.md`);
+about twice as fast on a CPU. The errors of `xrf-tiny` on labelled spectra grew by less than 2 % (`benchmarks/LOG.md`);
 measure it on yours.
 """
 
