@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 CALIBRATION = ("gain_kev", "offset_kev", "tube_kv")
 TEXTS = ("source", "sample", "core", "instrument", "detector", "anode", "filter")
 NUMBERS = ("depth_mm", "x_mm", "y_mm", "tube_kv", "tube_ua", "live_time_s", "real_time_s")
-# Tokens (patches and CLS) that go through a model together, by kind of device: activations of a processor stay in its
-# cache and in memory that the process has, and a GPU is kept busy.
-TOKENS_TOGETHER = {"cpu": 4096, "cuda": 131_072}
+# Numbers in the widest activation of a batch, by kind of device: 4 MB of a processor stay near its cache and in memory
+# that the process keeps (fresh pages for every layer cost a quarter of the time), and a GPU is kept busy.
+ACTIVATIONS_TOGETHER = {"cpu": 2**20, "cuda": 2**27}
 READ_TOGETHER = 1024  # spectra that are read and extracted together, some batches of the model
 ROWS_IN_A_GROUP = 8192  # of a Parquet file: many small groups make it large and slow to open
 # What a script adds to the values of a model whose `calibration` is standardless.
@@ -500,15 +500,16 @@ def measured_patches_only(features):
     return BatchFeature({**features, **selected})
 
 
-def equally_measured(features, batch_size: int | None, device: str = "cpu"):
+def equally_measured(model, features, batch_size: int | None = None):
     """Pairs of rows `(n,)` of model inputs and the inputs of these, at most `batch_size` spectra, or as many as suit
-    the kind of device, with equally many measured patches. The encoder meets these patches alone and needs no mask:
+    the model's device, with equally many measured patches. The encoder meets these patches alone and needs no mask:
     the same results, only sooner."""
+    activations = ACTIVATIONS_TOGETHER.get(model.device.type, 2**20)
     values, measured = features["input_values"], features["attention_mask"].bool()  # (B, L), (B, P)
     num_measured = measured.sum(dim=1)
     for number in num_measured.unique().tolist():
         rows = (num_measured == number).nonzero()[:, 0]
-        size = batch_size or max(TOKENS_TOGETHER.get(device, 4096) // (number + 1), 1)
+        size = batch_size or max(activations // ((number + 1) * model.config.intermediate_size), 1)
         for part in rows.chunk(-(-len(rows) // size)):
             inputs = {"input_values": values[part]}
             if number < measured.shape[1]:
@@ -522,7 +523,7 @@ def _outputs(model, features, batch_size: int | None, names: list[str]) -> list[
 
     rows, outputs = [], []
     with torch.inference_mode():
-        for part, inputs in equally_measured(features, batch_size, model.device.type):
+        for part, inputs in equally_measured(model, features, batch_size):
             rows.append(part)
             output = model(**{name: tensor.to(model.device) for name, tensor in inputs.items()})
             outputs.append([output.get(name) for name in names])

@@ -195,8 +195,8 @@ def test_spectra_with_equally_many_measured_patches_go_together(counts, monkeypa
     shapes = []
     model.xrf.embeddings.register_forward_hook(lambda module, inputs, output: shapes.append(tuple(output.shape[:2])))
     numbers = {"few": features["attention_mask"].sum(1)[3].item(), "all": features["attention_mask"].shape[1]}
-    for batch_size, tokens in ((2, 4096), (None, 60), (None, 4096), (None, 1)):
-        monkeypatch.setitem(inference_xrf.TOKENS_TOGETHER, "cpu", tokens)
+    for batch_size, tokens in ((2, 4096), (None, 60), (None, 4096), (None, 1)):  # tokens of 64 numbers
+        monkeypatch.setitem(inference_xrf.ACTIVATIONS_TOGETHER, "cpu", 64 * tokens)
         shapes.clear()
         columns = predict(model, features, batch_size)
         np.testing.assert_allclose(columns["TOC"], expected.predictions[:, 1], rtol=1e-5, atol=1e-5)
