@@ -504,12 +504,13 @@ def equally_measured(model, features, batch_size: int | None = None):
     """Pairs of rows `(n,)` of model inputs and the inputs of these, at most `batch_size` spectra, or as many as suit
     the model's device, with equally many measured patches. The encoder meets these patches alone and needs no mask:
     the same results, only sooner."""
-    activations = ACTIVATIONS_TOGETHER.get(model.device.type, 2**20)
+    config, activations = model.config, ACTIVATIONS_TOGETHER.get(model.device.type, 2**20)
+    widest = config.intermediate_size if config.num_hidden_layers else config.hidden_size
     values, measured = features["input_values"], features["attention_mask"].bool()  # (B, L), (B, P)
     num_measured = measured.sum(dim=1)
     for number in num_measured.unique().tolist():
         rows = (num_measured == number).nonzero()[:, 0]
-        size = batch_size or max(activations // ((number + 1) * model.config.intermediate_size), 1)
+        size = batch_size or max(activations // max((number + 1) * widest, config.spectrum_length), 1)
         for part in rows.chunk(-(-len(rows) // size)):
             inputs = {"input_values": values[part]}
             if number < measured.shape[1]:
