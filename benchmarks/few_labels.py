@@ -11,7 +11,6 @@ as soon as a method is through; `--tables` prints Markdown tables from the last 
 """
 
 import argparse
-import csv
 import os
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from results import append_rows, markdown, read_rows
 
 import protocols_xrf as protocols
 from command_line_xrf import run
@@ -352,17 +352,8 @@ def result_rows(data: CalibrationSet, predictions) -> list[dict]:
     return rows
 
 
-def append_rows(path: Path, rows: list[dict]) -> None:
-    new = not path.exists()
-    with open(path, "a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerows({name: rounded(value) for name, value in row.items()} for row in rows)
-
-
-def rounded(value):
-    return f"{value:.6g}" if isinstance(value, float) else value
+def rounded(row: dict) -> dict:
+    return {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()}
 
 
 def mean_relative(rows: list[dict]) -> float:
@@ -375,10 +366,7 @@ def mean_relative(rows: list[dict]) -> float:
 def tables(path: Path) -> str:
     """Markdown: for every set and protocol, the mean over targets of RMSE of ln(value) / sd of ln(value), averaged
     over the seeds; by number of labels or transfer samples where there are several, else target by target."""
-    latest = {}
-    with open(path, newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            latest[tuple(row[name] for name in KEY)] = row
+    latest = {tuple(row[name] for name in KEY): row for row in read_rows(path)}
     parts = []
     for set_name, protocol in dict.fromkeys(key[:2] for key in latest):
         rows = [row for key, row in latest.items() if key[:2] == (set_name, protocol)]
@@ -391,10 +379,7 @@ def tables(path: Path) -> str:
 
 def by_number(rows: list[dict], numbers: list[str]) -> str:
     numbers = sorted(numbers, key=lambda number: float(number or "inf"))
-    lines = [
-        "| method | " + " | ".join(number or "all" for number in numbers) + " |",
-        "|---" * (len(numbers) + 1) + "|",
-    ]
+    lines = []
     for method in dict.fromkeys(row["method"] for row in rows):
         cells = []
         for number in numbers:
@@ -403,8 +388,8 @@ def by_number(rows: list[dict], numbers: list[str]) -> str:
                 if (row["method"], row["num_labels"]) == (method, number):
                     per_seed.setdefault(row["seed"], []).append(row)
             cells.append(mean_and_spread([mean_relative(found) for found in per_seed.values()]))
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append((method, *cells))
+    return markdown(("method", *(number or "all" for number in numbers)), lines)
 
 
 def mean_and_spread(values: list[float]) -> str:
@@ -415,16 +400,15 @@ def mean_and_spread(values: list[float]) -> str:
 
 def by_target(rows: list[dict]) -> str:
     targets = list(dict.fromkeys(row["target"] for row in rows))
-    header = ["method", "mean", "median", *targets]
-    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    lines = []
     for method in dict.fromkeys(row["method"] for row in rows):
         values = [
             np.mean([float(r["relative_ln_rmse"]) for r in rows if (r["method"], r["target"]) == (method, target)])
             for target in targets
         ]
         cells = [f"{value:.3f}" for value in (np.mean(values), np.median(values))] + [f"{v:.2f}" for v in values]
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append((method, *cells))
+    return markdown(("method", "mean", "median", *targets), lines)
 
 
 def main():
@@ -474,7 +458,7 @@ def main():
                         continue
                     common = {**origin, **case, "seconds": time.perf_counter() - start}
                     rows = [{**row, **common} for row in result_rows(data, predictions)]
-                    append_rows(options.results, rows)
+                    append_rows(options.results, COLUMNS, map(rounded, rows))
                     print(f"{' '.join(map(str, case.values()))}: {mean_relative(rows):.3f}", flush=True)
     print(tables(options.results))
 

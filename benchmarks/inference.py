@@ -24,7 +24,6 @@ last commit in it.
 """
 
 import argparse
-import csv
 import multiprocessing
 import os
 import resource
@@ -37,6 +36,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from results import append_rows, last_rows, markdown
 
 from command_line_xrf import run
 
@@ -76,7 +76,7 @@ def main():
         args.output_dir.mkdir(parents=True, exist_ok=True)
         for part in args.parts:
             for row in globals()[f"measure_{part}"](args):
-                append_result(args.results, {**origin, "part": part, **row})
+                append_rows(args.results, COLUMNS, [{**origin, "part": part, **row}])
                 print(*(row[name] for name in ("model", "spectra", "what", "value")), sep=" | ", flush=True)
     print(table(args.results))
 
@@ -365,27 +365,10 @@ def errors(exported: Path, file: str, spectra_file: Path) -> tuple[float, float]
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def append_result(path: Path, row: dict) -> None:
-    new = not path.exists()
-    with open(path, "a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
-
-
 def table(path: Path) -> str:
     """Markdown of the rows of the last commit."""
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
     columns = COLUMNS[COLUMNS.index("part") :]
-    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-    lines += [
-        "| " + " | ".join(row[column] for column in columns) + " |"
-        for row in rows
-        if row["commit"] == rows[-1]["commit"]
-    ]
-    return "\n".join(lines)
+    return markdown(columns, ([row[column] for column in columns] for row in last_rows(path)))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ Rows are appended to `benchmarks/reading.csv`; `--table` prints those of the las
 """
 
 import argparse
-import csv
 import itertools
 import multiprocessing
 import os
@@ -20,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from results import append_rows, last_rows, markdown
 
 from command_line_xrf import run
 
@@ -62,7 +62,7 @@ def main():
             if args.only not in arguments[0].__doc__:
                 continue
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                append_result(args.results, {**origin, **pool.submit(measure, *arguments).result()})
+                append_rows(args.results, COLUMNS, [{**origin, **pool.submit(measure, *arguments).result()}])
     print(table(args.results))
 
 
@@ -266,26 +266,11 @@ def anonymous_memory_mb() -> float:
     return total_kb / 1024
 
 
-def append_result(path: Path, row: dict) -> None:
-    new = not path.exists()
-    with open(path, "a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
-
-
 def table(path: Path) -> str:
     """Markdown of the rows of the last commit."""
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
     columns = COLUMNS[COLUMNS.index("path") :]
-    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-    for row in rows:
-        if row["commit"] == rows[-1]["commit"]:
-            cells = {**row, "spectra_per_s": f"{int(row['spectra_per_s']):,}"}
-            lines.append("| " + " | ".join(cells[column] for column in columns) + " |")
-    return "\n".join(lines)
+    rows = [{**row, "spectra_per_s": f"{int(row['spectra_per_s']):,}"} for row in last_rows(path)]
+    return markdown(columns, ([row[column] for column in columns] for row in rows))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ Rows are appended to `benchmarks/real_spectra.csv`; `--table` prints the means o
 """
 
 import argparse
-import csv
 import json
 import os
 import re
@@ -21,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from results import append_rows, last_rows, markdown
 
 from command_line_xrf import run
 
@@ -164,24 +164,19 @@ def ridge_reports(corpus: Path, base: Path) -> dict[str, dict]:
 def append_results(path: Path, seed: int, steps: int, reports_by_method: dict) -> None:
     from training_xrf import provenance
 
-    origin = provenance()
-    new = not path.exists()
-    with open(path, "a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
-        if new:
-            writer.writeheader()
-        for method, report in reports_by_method.items():
-            for target, metrics in report.items():
-                row = {"seed": seed, "pretraining_steps": steps, "method": method, "target": target}
-                writer.writerow({**metrics, **origin, **row})
+    origin = provenance() | {"seed": seed, "pretraining_steps": steps}
+    rows = [
+        {**metrics, **origin, "method": method, "target": target}
+        for method, report in reports_by_method.items()
+        for target, metrics in report.items()
+    ]
+    append_rows(path, COLUMNS, ({name: row.get(name) for name in COLUMNS} for row in rows))
 
 
 def table(path: Path) -> str:
     """Markdown: RMSE in wt% by method and target, mean over the seeds of the last commit, best in bold; last, the mean
     over the targets of the RMSE relative to that of predicting the mean."""
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    rows = [row for row in rows if row["commit"] == rows[-1]["commit"]]
+    rows = last_rows(path)
     methods = list(dict.fromkeys(row["method"] for row in rows))
     rmse = {
         (method, target): statistics.fmean(
@@ -194,11 +189,11 @@ def table(path: Path) -> str:
         rmse[method, "relative"] = statistics.fmean(rmse[method, target] / rmse["mean", target] for target in TARGETS)
     columns = (*TARGETS, "relative")
     best = {column: min(rmse[method, column] for method in methods) for column in columns}
-    lines = ["| method | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    lines = []
     for method in methods:
         cells = [f"**{v:.3g}**" if v == best[c] else f"{v:.3g}" for c in columns for v in [rmse[method, c]]]
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append((method, *cells))
+    return markdown(("method", *columns), lines)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ table of its own.
 """
 
 import argparse
-import csv
 import math
 import re
 import time
@@ -19,6 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from results import append_rows, markdown, read_rows
 
 from command_line_xrf import run
 
@@ -225,13 +225,9 @@ def resident_bytes() -> int:
 def append(path: Path, found: Iterable[tuple]) -> None:
     from training_xrf import provenance
 
-    origin, new = provenance(), not path.exists()
+    origin = provenance()
     rows = [{**origin, **dict(zip(COLUMNS[3:], (name, f"{value:.6g}", *rest)))} for name, value, *rest in found]
-    with open(path, "a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
+    append_rows(path, COLUMNS, rows)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -240,14 +236,12 @@ def append(path: Path, found: Iterable[tuple]) -> None:
 
 def last_values(path: Path) -> dict[str, dict]:
     """The last measurement of every quantity."""
-    with open(path, newline="", encoding="utf-8") as file:
-        return {row["quantity"]: {**row, "value": float(row["value"])} for row in csv.DictReader(file)}
+    return {row["quantity"]: {**row, "value": float(row["value"])} for row in read_rows(path)}
 
 
 def reading_rates(path: Path) -> dict[str, float]:
     """Spectra per second and core of each way of `READ`, on a grid of 2048 channels."""
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["workers"] == "0" and row["grid"] == "2048 x 20 eV"]
+    rows = [row for row in read_rows(path) if row["workers"] == "0" and row["grid"] == "2048 x 20 eV"]
     found = {row["path"]: float(row["spectra_per_s"]) for row in rows if row["native"] == "10 kV, 2048 x 20 eV"}
     return {name: found[path] for name, path in READ.items()}
 
@@ -502,11 +496,6 @@ def days(hours: float) -> str:
     if hours < 1:
         return f"{number(60 * hours)} minutes"
     return f"{number(hours / 24)} days" if hours >= 48 else f"{number(hours)} hours"
-
-
-def markdown(header: tuple, rows: list[tuple]) -> str:
-    lines = [header, ("---",) * len(header), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def filled(page: str, found: dict[str, str]) -> str:

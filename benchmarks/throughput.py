@@ -21,7 +21,6 @@ to the classic form, which computes on all patches, measured or not.
 """
 
 import argparse
-import csv
 import itertools
 import json
 import math
@@ -35,6 +34,8 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+
+from results import append_rows, last_rows, markdown
 
 from command_line_xrf import run
 
@@ -91,7 +92,7 @@ def main():
             measure = measure_run if case.part == "run" else measure_steps
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
                 row = pool.submit(measure, case, corpora, args.seconds).result()
-            append_result(args.results, {**origin, **row})
+            append_rows(args.results, COLUMNS, [{**origin, **row}])
             print(*(f"{row[name]}" for name in COLUMNS if name in row), flush=True)
     print(table(args.results))
 
@@ -391,22 +392,11 @@ STEPS = {"library": library_step, "classic": classic_step}
 # Results
 
 
-def append_result(path: Path, row: dict) -> None:
-    new = not path.exists()
-    with open(path, "a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
-
-
 def table(path: Path) -> str:
     """Markdown of the rows of the last commit and hardware, with ratios to the bare step and to the classic form."""
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    rows = [row for row in rows if all(row[name] == rows[-1][name] for name in ("commit", "hardware"))]
+    rows = last_rows(path)
     columns = [*COLUMNS[COLUMNS.index("part") : COLUMNS.index("blocks")], "spectra_per_s", "share", "peak_mb"]
-    lines = ["| " + " | ".join([*columns, "of step", "over classic"]) + " |", "|---" * (len(columns) + 2) + "|"]
+    lines = []
     for row in rows:
         step = {"part": "measured" if (row["form"], row["spectra"]) == ("library", "10 kV") else "step"}
         if step["part"] == "step":
@@ -420,9 +410,8 @@ def table(path: Path) -> str:
             ratio(rows, row, step) if row["part"] in ("loader", "run") else "",
             ratio(rows, row, classic) if row["form"] != "classic" and row["part"] != "encoder" else "",
         ]
-        cells = [*(row[name] for name in columns), *cells]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append([*(row[name] for name in columns), *cells])
+    return markdown([*columns, "of step", "over classic"], lines)
 
 
 def ratio(rows: list[dict], row: dict, changes: dict) -> str:

@@ -5,6 +5,7 @@ test process (each pytest-xdist worker too) talks to its own `LoopbackHub` and h
 token, caches and offline switches play no part.
 """
 
+import importlib
 import importlib.util
 import itertools
 import os
@@ -130,16 +131,31 @@ def run_script():
     return run
 
 
-@pytest.fixture(scope="module")
-def script(request):
-    """The script that a test module names in `SCRIPT`, imported."""
-    path = ROOT / "scripts" / request.module.SCRIPT
+def load_script(name: str):
+    """A file of `scripts`, imported."""
+    path = ROOT / "scripts" / name
     spec = importlib.util.spec_from_file_location(f"{path.stem}_script", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def script(request):
+    """The script that a test module names in `SCRIPT`, imported."""
+    module = load_script(request.module.SCRIPT)
     yield module
-    del sys.modules[spec.name]
+    del sys.modules[module.__name__]
+
+
+@pytest.fixture(scope="module")
+def benchmark(request):
+    """The benchmark that a test module names in `BENCHMARK`, imported, and whatever lies beside it importable."""
+    folder = str(ROOT / "benchmarks")
+    sys.path.insert(0, folder)
+    yield importlib.import_module(request.module.BENCHMARK)
+    sys.path.remove(folder)
 
 
 @pytest.fixture

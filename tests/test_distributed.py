@@ -4,7 +4,6 @@ Spectra reach from one to all eight patches and half of them lack a label, so th
 their losses are the mean of.
 """
 
-import importlib.util
 import json
 import os
 import shutil
@@ -36,20 +35,11 @@ SMALL = {
     "intermediate_size": 64, "decoder_hidden_size": 32, "decoder_num_hidden_layers": 1,
     "decoder_num_attention_heads": 2, "decoder_intermediate_size": 64,
 }  # fmt: skip
+SCRIPT = "run_msm.py"
 STEPS = 12
 GLOBAL_BATCH = 8
 TARGETS = ("CaO", "Fe2O3")
 OBJECTIVES = {"masked": {}, "labels": {"objective": "labels", "lowest_energy_kev": 0}}
-
-
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("run_msm_distributed", ROOT / "scripts" / "run_msm.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
 
 
 def spectra(number, seed):

@@ -5,7 +5,6 @@ Most runs call the script's `main` in this process; those that need a launcher o
 
 import dataclasses
 import fcntl
-import importlib.util
 import json
 import os
 import pty
@@ -24,6 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from conftest import load_script
 from datasets.config import HF_DATASETS_CACHE
 from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load_file
@@ -56,15 +56,7 @@ LOG_LINE = re.compile(
 )
 
 
-def load_script():
-    spec = importlib.util.spec_from_file_location("run_msm", ROOT / "scripts" / "run_msm.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-run_msm = load_script()
+run_msm = load_script("run_msm.py")
 
 
 def spectra(number, seed, tube_kv=10.0):

@@ -1,21 +1,15 @@
 """`benchmarks/SCALE.md` says what its script computes, and the script computes what it says."""
 
 import csv
-import importlib.util
-import sys
 
 import pytest
-from conftest import ROOT
+
+BENCHMARK = "scale"
 
 
 @pytest.fixture(scope="module")
-def scale():
-    spec = importlib.util.spec_from_file_location("scale", ROOT / "benchmarks" / "scale.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+def scale(benchmark):
+    return benchmark
 
 
 @pytest.fixture(scope="module")

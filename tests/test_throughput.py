@@ -1,8 +1,6 @@
 """`benchmarks/throughput.py`, and that the classic form it compares with computes what the library computes."""
 
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +10,7 @@ from configuration_xrf import XRFMaskedConfig
 from modeling_xrf import XRFForMaskedSpectrumModeling
 from training_xrf import encoder_flops, training_flops
 
-BENCHMARKS = str(Path(__file__).resolve().parents[1] / "benchmarks")
+BENCHMARK = "throughput"
 SMALL = {
     "spectrum_length": 128, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
     "intermediate_size": 64, "decoder_hidden_size": 16, "decoder_num_hidden_layers": 1,
@@ -21,12 +19,8 @@ SMALL = {
 
 
 @pytest.fixture(scope="module")
-def throughput():
-    sys.path.insert(0, BENCHMARKS)
-    import throughput
-
-    yield throughput
-    sys.path.remove(BENCHMARKS)
+def throughput(benchmark):
+    return benchmark
 
 
 @pytest.mark.parametrize("mask_ratio", [0.5, 0.8])
@@ -101,9 +95,9 @@ def test_table_holds_ratios_to_step_and_classic_form_of_the_last_commit(throughp
         ("new", "run", "library", "10 kV", 450.0),
         ("new", "encoder", "library", "whole", 700.0),
     ]
-    for commit, part, form, spectra, rate in lines:
-        changes = {"commit": commit, "part": part, "form": form, "spectra": spectra, "spectra_per_s": rate}
-        throughput.append_result(path, row | changes)
+    for values in lines:
+        changes = dict(zip(("commit", "part", "form", "spectra", "spectra_per_s"), values))
+        throughput.append_rows(path, throughput.COLUMNS, [row | changes])
     found = []
     for line in throughput.table(path).splitlines()[2:]:
         cells = [cell.strip() for cell in line.removeprefix("|").removesuffix("|").split("|")]
