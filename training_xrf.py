@@ -25,7 +25,7 @@ from configuration_xrf import XRFMaskedConfig
 from corpus_xrf import feature_batches, measured_patches, spread
 from feature_extraction_xrf import XRFFeatureExtractor
 from files_xrf import write_json, write_text
-from modeling_xrf import reconstruction_targets
+from modeling_xrf import num_visible_patches, reconstruction_targets
 
 PROGRESS_FILE = "progress.json"
 STATISTICS_SPECTRA = 50_000  # spectra that the corpus mean, and the `channel` scaling, are computed from
@@ -89,6 +89,11 @@ def channel_statistics(
     return mean, sd
 
 
+def model_inputs(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What any of the models is given of a batch of `measured_patches`."""
+    return {name: batch[name] for name in ("input_values", "attention_mask", "patch_ids")}
+
+
 @torch.no_grad()
 def reconstruction_errors(model, batches: Iterable[dict], corpus_mean: torch.Tensor, seed: int) -> torch.Tensor:
     """Sums over the masked channels of all batches, with one fixed mask per spectrum.
@@ -110,8 +115,7 @@ def reconstruction_errors(model, batches: Iterable[dict], corpus_mean: torch.Ten
     for batch in batches:
         batch = send_to_device(measured_patches(batch), device)
         noise = mask_noise(batch["sample_id"], config.num_patches, seed, epoch=-1)
-        inputs = {name: batch[name] for name in ("input_values", "attention_mask", "patch_ids")}
-        outputs = model(**inputs, noise=noise)
+        outputs = model(**model_inputs(batch), noise=noise)
         targets = reconstruction_targets(batch["input_values"], config)
         masked = outputs.mask.repeat_interleave(config.patch_size, dim=1)  # (B, L)
         error = (outputs.reconstruction.float() - targets).square() * masked
@@ -201,9 +205,7 @@ def loss_terms(batch: dict[str, torch.Tensor], config: XRFMaskedConfig) -> torch
     measured = (batch["attention_mask"] != 0).sum(1)
     if not config.masked_loss_only:
         return measured.sum()
-    # as many as `XRFForMaskedSpectrumModeling` hides; the small addend undoes rounding below a whole number
-    kept = (measured * (1 - config.mask_ratio) + 1e-4).floor().clamp(max=num_visible_patches(config))
-    return (measured - kept).sum()
+    return (measured - num_visible_patches(config, measured)).sum()
 
 
 def loss_weights(accelerator, batches: Sequence[dict], config: XRFMaskedConfig) -> torch.Tensor:
@@ -262,8 +264,7 @@ def floored_labels(labels: torch.Tensor, config: XRFMaskedConfig) -> torch.Tenso
 def label_loss(model, batch: dict[str, torch.Tensor], epoch: int, config: XRFMaskedConfig) -> torch.Tensor:
     """Loss of `XRFForRegression` (perhaps wrapped by accelerate) on one batch of a stream with labels; `epoch` plays
     no part."""
-    inputs = {name: batch[name] for name in ("input_values", "attention_mask", "patch_ids")}
-    return model(**inputs, labels=floored_labels(batch["labels"], config)).loss
+    return model(**model_inputs(batch), labels=floored_labels(batch["labels"], config)).loss
 
 
 @torch.no_grad()
@@ -290,9 +291,8 @@ def label_sums(model, batches: Iterable[dict]) -> torch.Tensor:
     model.eval()
     for batch in batches:
         batch = send_to_device(measured_patches(batch), device)
-        inputs = {name: batch[name] for name in ("input_values", "attention_mask", "patch_ids")}
         labels = floored_labels(batch["labels"], config)
-        outputs = model(**inputs, labels=labels)
+        outputs = model(**model_inputs(batch), labels=labels)
         present = ~labels.isnan()
         y, p = (torch.where(present, standardized(values.float()), 0.0) for values in (labels, outputs.predictions))
         sums[:6] += torch.stack([each.sum(0) for each in (present, y, p, y * y, p * p, y * p)])
@@ -421,12 +421,6 @@ def learning_rate_at(
 # Speed
 
 
-def num_visible_patches(config: XRFMaskedConfig, num_patches: int | None = None) -> int:
-    """Places for patches in the encoder during pretraining, of whole spectra or of `num_patches` patches."""
-    share, num_patches = 1 - config.mask_ratio, num_patches or config.num_patches
-    return min(int(num_patches * share + 1e-4), int(config.num_patches * share))
-
-
 def training_flops(config: XRFMaskedConfig, num_patches: int | None = None) -> int:
     """Floating-point operations of one spectrum in a pretraining step, a multiply-add counted as two. Of the spectrum,
     `num_patches` patches are used, by default all.
@@ -435,8 +429,8 @@ def training_flops(config: XRFMaskedConfig, num_patches: int | None = None) -> i
     attention over n tokens. The encoder sees the visible patches, the decoder all, each with CLS; patch embedding, the
     map between the two, and the head come on top. The backward pass costs twice the forward pass.
     """
-    visible, patch_size = num_visible_patches(config, num_patches), config.patch_size
-    patches = num_patches or config.num_patches
+    patches, patch_size = num_patches or config.num_patches, config.patch_size
+    visible = num_visible_patches(config, patches)
     width, decoder_width = config.hidden_size, config.decoder_hidden_size
     decoder = _blocks_flops(
         config.decoder_num_hidden_layers, patches + 1, decoder_width, config.decoder_intermediate_size
@@ -452,9 +446,13 @@ def regression_flops(config: XRFMaskedConfig, num_patches: int) -> int:
 
 
 def encoder_flops(config: XRFMaskedConfig, num_patches: int) -> int:
-    """As `training_flops`, of the encoder alone on `num_patches` patches, without a backward pass."""
+    """As `training_flops`, of the encoder alone on `num_patches` patches, without a backward pass; of a perceptron, a
+    layer of width w adds 4 w^2."""
     blocks = _blocks_flops(config.num_hidden_layers, num_patches + 1, config.hidden_size, config.intermediate_size)
-    return blocks + 2 * num_patches * config.patch_size * config.hidden_size
+    width = config.perceptron_size
+    ends = config.spectrum_length + config.num_patches + config.hidden_size if width else 0
+    perceptron = 2 * ends * width + config.perceptron_num_layers * 4 * width**2
+    return blocks + 2 * num_patches * config.patch_size * config.hidden_size + perceptron
 
 
 def _blocks_flops(layers: int, tokens: int, width: int, intermediate: int) -> int:

@@ -242,14 +242,14 @@ def training_step():
 
     from configuration_xrf import XRFMaskedConfig
     from modeling_xrf import XRFForMaskedSpectrumModeling
+    from training_xrf import model_inputs
 
     model = XRFForMaskedSpectrumModeling(XRFMaskedConfig.from_size("tiny")).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 
     def step(batch):
         with torch.autocast("cpu", torch.bfloat16):
-            inputs = {name: batch[name] for name in ("input_values", "attention_mask", "patch_ids")}
-            loss = model(**inputs).loss
+            loss = model(**model_inputs(batch)).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

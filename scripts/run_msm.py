@@ -540,6 +540,7 @@ def main(argv: list[str] | None = None):
     from figures_xrf import plot_training_curves
     from files_xrf import claim_run_folder
     from hub_xrf import push_repository, save_repository
+    from modeling_xrf import num_visible_patches
     from reliability_xrf import calibrate
 
     folder = Path(output.output_dir)
@@ -586,7 +587,7 @@ def main(argv: list[str] | None = None):
         model = build_model(model_arguments)
     model.set_attn_implementation(training_xrf.fastest_attention(accelerator.device, accelerator.mixed_precision))
     config = model.config
-    if not labelled and training_xrf.num_visible_patches(config) < 1:
+    if not labelled and num_visible_patches(config, config.num_patches) < 1:
         raise ValueError(f"mask_ratio {config.mask_ratio} leaves none of {config.num_patches} patches; lower it.")
     with accelerator.local_main_process_first():
         train_rows = open_training_split(data, training, recipe, targets)

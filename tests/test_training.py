@@ -13,7 +13,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from configuration_xrf import XRFMaskedConfig
 from corpus_xrf import measured_patches
-from modeling_xrf import XRFForMaskedSpectrumModeling, XRFForRegression, reconstruction_targets
+from modeling_xrf import (
+    XRFForMaskedSpectrumModeling,
+    XRFForRegression,
+    num_visible_patches,
+    reconstruction_targets,
+)
 from training_xrf import (
     LABEL_FLOOR,
     History,
@@ -29,7 +34,6 @@ from training_xrf import (
     mask_noise,
     masked_loss,
     matrix_peak,
-    num_visible_patches,
     parameter_groups,
     read_progress,
     reconstruction_errors,
@@ -146,12 +150,12 @@ def test_reconstruction_errors_by_hand(normalized, masked_loss_only):
 
 def regressor(**options):
     torch.manual_seed(0)
-    config = XRFMaskedConfig(
-        **SMALL, pooling="mean", target_names=["Fe", "zero_drift", "Pb"], target_units=["wt%", "eV", "wt%"],
-        target_transform=["log", "linear", "log"], target_mean=[0.5, 2.0, -6.0], target_std=[1.5, 3.0, 2.0],
-        target_min=[0.0, None, 0.0], target_max=[100.0, None, 100.0], **options,
-    )  # fmt: skip
-    return XRFForRegression(config)
+    fields = SMALL | {
+        "pooling": "mean", "target_names": ["Fe", "zero_drift", "Pb"], "target_units": ["wt%", "eV", "wt%"],
+        "target_transform": ["log", "linear", "log"], "target_mean": [0.5, 2.0, -6.0], "target_std": [1.5, 3.0, 2.0],
+        "target_min": [0.0, None, 0.0], "target_max": [100.0, None, 100.0],
+    }  # fmt: skip
+    return XRFForRegression(XRFMaskedConfig(**fields | options))
 
 
 def labelled_batch(number=6):
@@ -297,9 +301,20 @@ def test_base_takes_54_gflop():
     assert training_flops(XRFMaskedConfig()) + 3 * 2 * 64 * 16 * 768 == pytest.approx(54.06e9, rel=1e-4)
 
 
-@pytest.mark.parametrize("loss", ["mse", "gaussian"])
-def test_flops_of_regression_are_those_that_torch_counts(loss):
-    model = regressor(regression_loss=loss)
+PERCEPTRON = {"perceptron_size": 24, "perceptron_num_layers": 3}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"regression_loss": "mse"},
+        {"regression_loss": "gaussian"},
+        PERCEPTRON,
+        {**PERCEPTRON, "num_hidden_layers": 0, "pooling": "cls"},
+    ],
+)
+def test_flops_of_regression_are_those_that_torch_counts(changes):
+    model = regressor(**changes)
     model.config._attn_implementation = model.xrf.config._attn_implementation = "eager"
     with FlopCounterMode(display=False) as forward:
         model(torch.rand(1, 128), patch_ids=torch.arange(1, 6)[None])
@@ -317,7 +332,7 @@ def test_flops_are_those_that_torch_counts(mask_ratio):
         loss.backward()
     assert forward.get_total_flops() == training_flops(config)  # three forward passes are one with its backward pass
     # twice the forward pass, but for the gradient with respect to the counts, which nothing needs
-    embedding = 3 * 2 * num_visible_patches(config) * 16 * 32
+    embedding = 3 * 2 * num_visible_patches(config, 8) * 16 * 32
     assert backward.get_total_flops() == 2 * forward.get_total_flops() - embedding
     with FlopCounterMode(display=False) as forward:
         model(torch.rand(3, 128), patch_ids=torch.tensor([0, 2, 3, 5, 7]).expand(3, -1))

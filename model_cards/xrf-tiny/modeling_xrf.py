@@ -319,7 +319,7 @@ class XRFPerceptron(nn.Module):
 
     def forward(self, patches: torch.Tensor, given: torch.BoolTensor) -> torch.Tensor:
         """Patches `(B, P, C)` and which of them count `(B, P)` to `(B, D)`."""
-        values = patches.masked_fill(~given[..., None], 0.0).flatten(1)  # (B, L)
+        values = _given_values(patches, given)  # (B, L)
         hidden_states = self.embed(torch.cat([values, given.to(values.dtype)], dim=1))  # (B, perceptron_size)
         for layer in self.layers:
             hidden_states = layer(hidden_states)
@@ -439,6 +439,15 @@ def reconstruction_targets(input_values: torch.Tensor, config: XRFMaskedConfig) 
     return ((patches - patches.mean(dim=-1, keepdim=True)) / (sd + 1e-6)).flatten(1)
 
 
+def num_visible_patches(config: XRFMaskedConfig, measured: int | torch.LongTensor) -> int | torch.Tensor:
+    """How many of the measured patches of a spectrum, a number or a tensor of any shape, the encoder sees during
+    pretraining: the whole part of `measured (1 - mask_ratio)`."""
+    share = 1 - config.mask_ratio
+    most = int(config.num_patches * share)  # of a whole spectrum, as MAX rounds it
+    visible = measured * share + 1e-4  # the small addend undoes rounding below a whole number
+    return visible.floor().clamp(max=most) if isinstance(visible, torch.Tensor) else min(int(visible), most)
+
+
 class XRFForMaskedSpectrumModeling(XRFPreTrainedModel):
     """Masked spectrum modeling: hide a share of the measured patches and reconstruct them from the others."""
 
@@ -501,9 +510,7 @@ class XRFForMaskedSpectrumModeling(XRFPreTrainedModel):
         Returns:
             `places` (B, V), `visible` (B, V) bool (`None`: all), `mask` (B, N), `ids_restore` (B, N).
         """
-        share = 1 - self.config.mask_ratio
-        # the small addend undoes rounding below a whole number
-        num_visible = min(int(noise.shape[1] * share + 1e-4), int(self.config.num_patches * share))
+        num_visible = num_visible_patches(self.config, noise.shape[1])
         if attention_mask is not None:
             noise = noise.masked_fill(attention_mask == 0, torch.inf)
         ids_restore = noise.argsort(dim=1).argsort(dim=1)  # rank of every patch
@@ -511,7 +518,7 @@ class XRFForMaskedSpectrumModeling(XRFPreTrainedModel):
         if attention_mask is None:
             return places, None, (ids_restore >= num_visible).float(), ids_restore
         measured = (attention_mask != 0).sum(1, keepdim=True)  # (B, 1)
-        kept = (measured * share + 1e-4).floor().clamp(max=num_visible)
+        kept = num_visible_patches(self.config, measured)
         visible = torch.arange(num_visible, device=noise.device) < kept
         mask = ((ids_restore >= kept) & (ids_restore < measured)).float()
         return places, visible, mask, ids_restore
@@ -636,7 +643,7 @@ class XRFForRegression(XRFPreTrainedModel):
         if self.config.spectrum_skip:
             patches = _patchify(input_values, self.config).to(self.spectrum_head.weight.dtype)
             given = _given_patches(patches, attention_mask, patch_ids)
-            values = patches.masked_fill(~given[..., None], 0.0).flatten(1)  # (B, L)
+            values = _given_values(patches, given)  # (B, L)
             standardized = standardized + self.spectrum_head(values).float()
         loss = None
         if labels is not None:
@@ -737,6 +744,11 @@ def _given_patches(patches, attention_mask, patch_ids) -> torch.BoolTensor:
         return attention_mask != 0
     chosen = torch.ones_like(patch_ids) if attention_mask is None else attention_mask.to(patch_ids.dtype)
     return chosen.new_zeros(patches.shape[:2]).scatter(1, patch_ids, chosen) != 0
+
+
+def _given_values(patches: torch.Tensor, given: torch.BoolTensor) -> torch.Tensor:
+    """Patches `(B, P, C)` as spectra `(B, L)`, 0 where they are not given `(B, P)`."""
+    return patches.masked_fill(~given[..., None], 0.0).flatten(1)
 
 
 XRFModel.register_for_auto_class("AutoModel")
