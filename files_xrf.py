@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 RUN_FILE = "run.json"  # names the script and arguments that own a run folder
@@ -53,6 +53,23 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, content) -> None:
     """Write `content` as indented JSON to `path`, whole or not at all."""
     write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def check_replaceable(folder: str | Path, files: Collection[str], overwrite: bool) -> Path:
+    """The folder of a result that consists of `files`, once nothing speaks against `atomic_folder` replacing it.
+
+    Raises:
+        ValueError: it is a file, holds anything else, or holds such a result that shall not be overwritten.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"The output folder {folder} is a file; choose another folder.")
+    contents = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
+    if contents - set(files):
+        raise ValueError(f"The output folder {folder} holds other files; choose a new or empty folder.")
+    if contents and not overwrite:
+        raise ValueError(f"The output folder {folder} holds results; choose another, or add --overwrite.")
+    return folder
 
 
 def claim_run_folder(path: str | Path, script: str, arguments: dict, resume: bool = False) -> Path:

@@ -32,6 +32,7 @@ STATISTICS_SPECTRA = 50_000  # spectra that the corpus mean, and the `channel` s
 FIGURE_SPECTRA = 3
 LABEL_STATISTICS_SPECTRA = 20_000  # spectra that the mean and standard deviation of labels are computed from
 LABEL_FLOOR = 1e-4  # of labels whose logarithm is taken: 1 ppm in wt%, about what XRF can detect at best
+HALF_PRECISIONS = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of those that accelerate mixes with float32
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
@@ -362,7 +363,7 @@ def set_sharded_precision(accelerator) -> None:
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
     if accelerator.is_fsdp2:
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
+        dtype = HALF_PRECISIONS.get(accelerator.mixed_precision)
         accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(
             param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
         )

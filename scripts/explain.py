@@ -19,11 +19,10 @@ absolute attribution), `attribution.png` draws both; the first ten lines are pri
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from command_line_xrf import HfArgumentParser, run
-from files_xrf import atomic_folder
+from files_xrf import atomic_folder, check_replaceable
 from inference_xrf import (
     InferenceArguments,
     Item,
@@ -63,7 +62,7 @@ def main():
     parser.add_argument("model", help="folder or Hub id of a fine-tuned model or an adapter")
     parser.add_argument("inputs", nargs="+", help="files and folders of spectra")
     arguments, positional = parser.parse_args_into_dataclasses()
-    output_dir = output_folder(arguments)
+    output_dir = check_replaceable(arguments.output_dir, OUTPUTS, arguments.overwrite)
     sources, mapping = find_inputs(positional.inputs, arguments.column_mapping, (output_dir,))
     model, feature_extractor = load_model(positional.model, arguments.device)
 
@@ -96,19 +95,6 @@ def main():
     print(f"Written: {output_dir}")
     if rejections.number:
         print(f"{rejections.number} rejected: {output_dir / 'rejected.csv'}")
-
-
-def output_folder(arguments: ExplanationArguments) -> Path:
-    """The folder to write, once nothing speaks against writing it."""
-    folder = Path(arguments.output_dir)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"The output folder {folder} is a file; choose another output_dir.")
-    contents = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
-    if contents - OUTPUTS:
-        raise ValueError(f"The output folder {folder} holds other files; choose a new or empty folder.")
-    if contents and not arguments.overwrite:
-        raise ValueError(f"The output folder {folder} holds results; choose another, or add --overwrite.")
-    return folder
 
 
 def unit_of(config, column: int) -> str:

@@ -39,7 +39,7 @@ from pathlib import Path
 import numpy as np
 
 from command_line_xrf import HfArgumentParser, run
-from files_xrf import atomic_folder
+from files_xrf import atomic_folder, check_replaceable
 from inference_xrf import load_model
 
 FILES = {"model.onnx", "model_int8.onnx", "config.json", "preprocessor_config.json"}
@@ -60,7 +60,7 @@ class ExportArguments:
 
 def main():
     (arguments,) = HfArgumentParser(ExportArguments, description=__doc__.splitlines()[0]).parse_args_into_dataclasses()
-    folder = output_folder(arguments)
+    folder = check_replaceable(arguments.output, FILES, arguments.overwrite)
     check_packages()
     model, feature_extractor = load_model(arguments.model, "cpu")
     model = model.float()
@@ -78,19 +78,6 @@ def main():
     print(f"The largest difference from torch is {largest:.1g} of a value or of its target's standard deviation.")
     if arguments.int8:
         print(f"{folder / 'model_int8.onnx'}: the median difference on simulated spectra is {median:.1g}.")
-
-
-def output_folder(arguments: ExportArguments) -> Path:
-    """The folder to write, once nothing speaks against writing it."""
-    folder = Path(arguments.output)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"The output {folder} is a file; name a folder.")
-    contents = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
-    if contents - FILES:
-        raise ValueError(f"The output folder {folder} holds other files; choose a new or empty folder.")
-    if contents and not arguments.overwrite:
-        raise ValueError(f"The output folder {folder} holds an export; choose another, or add --overwrite.")
-    return folder
 
 
 def check_packages() -> None:

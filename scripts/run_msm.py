@@ -649,7 +649,7 @@ def main(argv: list[str] | None = None):
     warmup_steps = training.warmup_steps
     if warmup_steps is None:
         warmup_steps = round(training.warmup_ratio * total_steps)
-    precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
+    precision = training_xrf.HALF_PRECISIONS.get(accelerator.mixed_precision, torch.float32)
     peak_flops = training_xrf.matrix_peak(accelerator.device, precision)
     flops_of = training_xrf.regression_flops if labelled else training_xrf.training_flops
     if labelled:

@@ -144,7 +144,7 @@ def test_bad_input(refuses, repository, tmp_path, monkeypatch):
     refuses("has no targets", "--model", pretrained, "--output", tmp_path / "out")
     refuses("There is no model folder", "--model", tmp_path / "absent", "--output", tmp_path / "out")
     (tmp_path / "file").write_text("")
-    refuses("is a file; name a folder", "--model", repository, "--output", tmp_path / "file")
+    refuses("is a file; choose another folder", "--model", repository, "--output", tmp_path / "file")
     refuses("holds other files", "--model", repository, "--output", tmp_path / "p")
     (tmp_path / "earlier").mkdir()
     (tmp_path / "earlier" / "model.onnx").write_text("earlier work")
