@@ -91,12 +91,14 @@ class ClassicAutoencoder(nn.Module):
 
     def forward(self, spectra: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
         """Loss of spectra `(B, L)`; the patches with the lowest `noise` `(B, P)` are kept."""
-        x = self.patch_embed(spectra[:, None]).transpose(1, 2) + self.positions[:, 1:]  # (B, P, D)
-        x, mask, ids_restore = self.random_masking(x, noise)
-        x = torch.cat([(self.cls_token + self.positions[:, :1]).expand(len(x), -1, -1), x], dim=1)  # (B, V + 1, D)
-        for block in self.blocks:
-            x = block(x)
-        x = self.decoder_embed(self.norm(x))
+        reconstruction, mask = self.reconstruct(spectra, noise)
+        targets = spectra.view(len(spectra), -1, self.config.patch_size)
+        return ((reconstruction - targets) ** 2)[mask.bool()].mean()
+
+    def reconstruct(self, spectra: torch.Tensor, noise: torch.Tensor | None = None):
+        """All patches `(B, P, C)`, and which were hidden `(B, P)`."""
+        x, mask, ids_restore = self.random_masking(self.embed(spectra), noise)
+        x = self.decoder_embed(self.encode(x))
 
         hidden = self.mask_token.repeat(len(x), ids_restore.shape[1] + 1 - x.shape[1], 1).to(x.dtype)
         tokens = torch.cat([x[:, 1:], hidden], dim=1)  # (B, P, E) in the order of the noise
@@ -104,10 +106,18 @@ class ClassicAutoencoder(nn.Module):
         x = torch.cat([x[:, :1], tokens], dim=1) + self.decoder_positions
         for block in self.decoder_blocks:
             x = block(x)
-        reconstruction = self.decoder_pred(self.decoder_norm(x))[:, 1:]  # (B, P, C)
+        return self.decoder_pred(self.decoder_norm(x))[:, 1:], mask
 
-        targets = spectra.view(len(spectra), -1, self.config.patch_size)
-        return ((reconstruction - targets) ** 2)[mask.bool()].mean()
+    def embed(self, spectra: torch.Tensor) -> torch.Tensor:
+        """Tokens `(B, P, D)` of all patches."""
+        return self.patch_embed(spectra[:, None]).transpose(1, 2) + self.positions[:, 1:]
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        """The last states `(B, V + 1, D)` of tokens `(B, V, D)`, CLS first."""
+        x = torch.cat([(self.cls_token + self.positions[:, :1]).expand(len(x), -1, -1), x], dim=1)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
 
     def random_masking(self, x: torch.Tensor, noise: torch.Tensor | None):
         """The kept patches `(B, V, D)`, the mask `(B, P)` with 1 = removed, and the rank `(B, P)` of every patch."""

@@ -1,0 +1,369 @@
+"""How soon masked pretraining reaches the quality that its classic form reaches after a whole schedule.
+
+    xrf-data build simulated_marine --output corpora/marine --num-proc 2
+    XRF_REAL_DATA=path/to/spectra python benchmarks/time_to_quality.py --dataset corpora/marine
+
+Every recipe trains a tiny model from random weights on simulated marine sediments, for as many seconds of training as
+it is given; the rate rises and falls along this clock, which stands still during validation. `classic` is
+`benchmarks/classic.py` with MAX's optimiser; all others are this library's form, and have a third of its time.
+
+`error` is the mean squared error, in scaled counts, over the channels of hidden patches of the validation split: half
+of the measured patches of each spectrum, the same ones for every recipe, whatever it was trained with. `r2` sets it
+against the mean spectrum. `caco3` is the RMSE in wt% of a ridge regression on the embeddings, fitted to spectra of the
+training split and tested on the validation split, and `rocks` the RMSE of ln(wt%) relative to its standard deviation,
+a mean over elements, of one on 26 mudrocks by a handheld, formation by formation, where there are such spectra.
+
+Rows are appended to `benchmarks/time_to_quality.csv`; `--table` prints those of the last commit in it.
+"""
+
+import argparse
+import math
+import multiprocessing
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from results import append_rows, last_rows, markdown
+
+from command_line_xrf import run
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "time_to_quality.csv"
+COLUMNS = (
+    "date", "commit", "hardware", "recipe", "seed", "seconds", "steps", "spectra", "spectra_per_s", "error", "r2",
+    "caco3", "rocks",
+)  # fmt: skip
+VALIDATIONS = 8  # of every recipe, the last when its time is over
+VALIDATION_SPECTRA = 1500
+LABELLED = 2000  # training spectra that the ridge for CaCO3 is fitted to
+WARMUP, WARMUP_START = 0.1, 0.5  # MAX: a tenth of the schedule, from half the rate
+MASK_RATIO = 0.5  # of validation
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way to pretrain; `changes` are fields of the configuration."""
+
+    changes: dict
+    form: str = "library"
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    muon: bool = False
+    time: float = 1 / 3  # of that of the classic form
+
+    def but(self, **changes) -> "Recipe":
+        config = {name: changes.pop(name) for name in list(changes) if name not in Recipe.__dataclass_fields__}
+        return replace(self, changes=self.changes | config, **changes)
+
+
+SAME = Recipe({})
+RECIPES = {
+    "classic": SAME.but(form="classic", time=1),
+    "classic, MAX's rate": SAME.but(form="classic", time=1, batch_size=256, learning_rate=1e-4),
+    "measured patches": SAME,
+    "rate 2e-3": SAME.but(learning_rate=2e-3),
+    "batch 32": SAME.but(batch_size=32),
+    "batch 128": SAME.but(batch_size=128, learning_rate=2e-3),
+    "mask ratio 0.75": SAME.but(mask_ratio=0.75),
+    "mask ratio 0.3": SAME.but(mask_ratio=0.3),
+    "decoder of 1 layer": SAME.but(decoder_num_hidden_layers=1),
+    "decoder of 4 layers": SAME.but(decoder_num_hidden_layers=4),
+    "Muon": SAME.but(muon=True),
+    "Muon, batch 128": SAME.but(muon=True, batch_size=128, learning_rate=2e-3),
+    "loss on all patches": SAME.but(masked_loss_only=False),
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--dataset", help="corpus with the splits train and validation, and labels of CaCO3")
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES), metavar="RECIPE")
+    parser.add_argument("--seconds", type=float, default=600, help="of training of the classic form")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="CSV that rows are appended to")
+    parser.add_argument("--table", action="store_true", help="only print the table of earlier results")
+    args = parser.parse_args()
+    if not args.table:
+        if args.dataset is None:
+            raise ValueError("There is nothing to train on; name a corpus with --dataset.")
+        from training_xrf import provenance
+
+        origin = provenance()
+        rocks = Path(os.environ.get("XRF_REAL_DATA", ROOT.parent / "shared" / "data"))
+        for name in args.recipes:
+            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                rows = pool.submit(measure, name, args.dataset, rocks, args.seconds, args.seed).result()
+            append_rows(args.results, COLUMNS, ({**origin, "recipe": name, "seed": args.seed, **row} for row in rows))
+            print(name, *(f"{column} {value}" for column, value in rows[-1].items()), sep="  ", flush=True)
+    print(table(args.results))
+
+
+def measure(name: str, dataset: str, rocks: Path, seconds: float, seed: int) -> list[dict]:
+    """Train one recipe; a row at every validation."""
+    import torch
+
+    import training_xrf
+    from configuration_xrf import XRFMaskedConfig
+
+    recipe = RECIPES[name]
+    torch.manual_seed(seed)
+    training_xrf.keep_freed_memory()
+    config = XRFMaskedConfig.from_size("tiny", **recipe.changes)
+    learner = (ClassicLearner if recipe.form == "classic" else Learner)(recipe, config)
+    train, validation = corpus(dataset, config)
+    corpus_mean = train["input_values"].mean(0)
+    generator = torch.Generator().manual_seed(seed)
+    budget, rows = seconds * recipe.time, []
+    used, step, epoch, order = 0.0, 0, -1, []
+    while used < budget:
+        start = time.perf_counter()
+        if len(order) < recipe.batch_size:
+            order, epoch = torch.randperm(len(train["input_values"]), generator=generator), epoch + 1
+        chosen, order = order[: recipe.batch_size], order[recipe.batch_size :]
+        for group in learner.groups():
+            group["lr"] = rate_at(used / budget, recipe.learning_rate)
+        learner.step({name: values[chosen] for name, values in train.items()}, epoch, seed)
+        step += 1
+        used += time.perf_counter() - start
+        if used >= budget * (len(rows) + 1) / VALIDATIONS:
+            error, mean_error = learner.errors(validation, corpus_mean, seed)
+            rows.append(
+                {
+                    "seconds": round(used, 1),
+                    "steps": step,
+                    "spectra": step * recipe.batch_size,
+                    "spectra_per_s": round(step * recipe.batch_size / used, 1),
+                    "error": f"{error:.6f}",
+                    "r2": f"{1 - error / mean_error:.4f}",
+                }
+            )
+    rows[-1]["caco3"] = f"{caco3_error(learner, train, validation):.3f}"
+    if (rocks / "labelled").is_dir():
+        rows[-1]["rocks"] = f"{rocks_error(learner, config, rocks):.3f}"
+    return rows
+
+
+def rate_at(progress: float, learning_rate: float) -> float:
+    """The schedule of `training_xrf.learning_rate_at`, along the clock."""
+    from training_xrf import learning_rate_at
+
+    fine = 10**6
+    return learning_rate_at(
+        min(int(progress * fine), fine - 1), fine, learning_rate, 0.0, int(WARMUP * fine), WARMUP_START
+    )
+
+
+def corpus(dataset: str, config):
+    """Features of the training split and of a part of the validation split."""
+    import torch
+
+    from corpus_xrf import cached_features, load_split, spread
+    from feature_extraction_xrf import XRFFeatureExtractor
+
+    extractor, parts = XRFFeatureExtractor.for_config(config), []
+    for split in ("train", "validation"):
+        features = cached_features(load_split(dataset, split), extractor, split, ("CaCO3",))
+        if split == "validation":
+            features = spread(features, VALIDATION_SPECTRA)
+        columns = features.with_format("numpy")[:]
+        parts.append({name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in columns.items()})
+    return parts
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Learners
+
+
+class Learner:
+    """Trains this library's form, as `run_msm.py` does."""
+
+    def __init__(self, recipe: Recipe, config):
+        import torch
+
+        from modeling_xrf import XRFForMaskedSpectrumModeling
+        from training_xrf import parameter_groups
+
+        self.config = config
+        self.model = XRFForMaskedSpectrumModeling(config).train()
+        self.model.set_attn_implementation("eager")
+        self.optimizers = []
+        others = self.model
+        if recipe.muon:
+            matrices = [p for name, p in self.model.named_parameters() if ".layers." in name and p.ndim == 2]
+            self.optimizers.append(
+                torch.optim.Muon(matrices, lr=recipe.learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+            )
+            ids = {id(matrix) for matrix in matrices}
+            others = torch.nn.ParameterList(p for p in self.model.parameters() if id(p) not in ids)
+        groups = parameter_groups(others, 0.0)
+        self.optimizers.append(torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95), fused=True))
+
+    def groups(self):
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    def step(self, batch, epoch: int, seed: int) -> None:
+        import torch
+
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = self.loss(batch, epoch, seed)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 0.5)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def loss(self, batch, epoch: int, seed: int):
+        from corpus_xrf import measured_patches
+        from training_xrf import masked_loss
+
+        return masked_loss(self.model, measured_patches(batch), epoch, self.config, seed)
+
+    def errors(self, validation, corpus_mean, seed: int) -> tuple[float, float]:
+        """Mean squared error of the reconstruction of hidden channels, and of the mean spectrum there."""
+        from training_xrf import reconstruction_errors
+
+        trained_with, self.config.mask_ratio = self.config.mask_ratio, MASK_RATIO
+        error, mean_error, number = reconstruction_errors(self.model, batches_of(validation), corpus_mean, seed)
+        self.config.mask_ratio = trained_with
+        return (error / number).item(), (mean_error / number).item()
+
+    def embeddings(self, batch) -> np.ndarray:
+        """Mean over the measured patches `(B, D)`."""
+        import torch
+
+        self.model.eval()
+        with torch.inference_mode():
+            hidden_states = self.model.xrf(batch["input_values"], batch["attention_mask"]).last_hidden_state
+        weight = batch["attention_mask"][..., None].float()
+        return ((hidden_states[:, 1:] * weight).sum(1) / weight.sum(1)).numpy()
+
+
+class ClassicLearner(Learner):
+    """Trains the classic form, on all patches."""
+
+    def __init__(self, recipe: Recipe, config):
+        import torch
+        from classic import ClassicAutoencoder
+
+        self.config, self.model = config, ClassicAutoencoder(config).train()
+        self.optimizers = [
+            torch.optim.AdamW(self.model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+        ]
+
+    def loss(self, batch, epoch: int, seed: int):
+        return self.model(batch["input_values"])
+
+    def errors(self, validation, corpus_mean, seed: int) -> tuple[float, float]:
+        """Of the measured patches the same are hidden as in the other form, and half of all others."""
+        import torch
+
+        from training_xrf import mask_noise
+
+        sums, number = torch.zeros(2, dtype=torch.float64), 0
+        for batch in batches_of(validation):
+            measured = batch["attention_mask"] != 0
+            noise = mask_noise(batch["sample_id"], self.config.num_patches, seed, epoch=-1)
+            hidden = later_half(noise, measured)
+            late = hidden | later_half(noise, ~measured)
+            with torch.inference_mode():
+                reconstruction, _ = self.model.reconstruct(batch["input_values"], noise + late)
+            channels = hidden.repeat_interleave(self.config.patch_size, dim=1)
+            for i, guess in enumerate((reconstruction.flatten(1), corpus_mean)):
+                sums[i] += ((guess - batch["input_values"]).square() * channels).sum()
+            number += channels.sum().item()
+        return tuple((sums / number).tolist())
+
+    def embeddings(self, batch) -> np.ndarray:
+        import torch
+
+        with torch.inference_mode():
+            patches = self.model.encode(self.model.embed(batch["input_values"]))[:, 1:]
+        weight = batch["attention_mask"][..., None].float()
+        return ((patches * weight).sum(1) / weight.sum(1)).numpy()
+
+
+def later_half(noise, among):
+    """Which of the patches `among` `(B, P)` have the higher noise: all but the whole part of half of them."""
+    ranks = noise.masked_fill(~among, math.inf).argsort(dim=1).argsort(dim=1)
+    return among & (ranks >= among.sum(1, keepdim=True) // 2)
+
+
+def batches_of(features, size: int = 250):
+    for start in range(0, len(features["input_values"]), size):
+        yield {name: values[start : start + size] for name, values in features.items()}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What the embeddings are good for
+
+
+class Probe:
+    """A ridge regression of ln(wt%) on embeddings, as `protocols_xrf` describes a method."""
+
+    def __init__(self, learner: Learner, config):
+        self.learner, self.config = learner, config
+
+    def fit(self, spectra, targets, groups=None):
+        self.ridge = ridge().fit(self.embeddings(spectra), np.log(targets))
+        return self
+
+    def predict(self, spectra):
+        return np.exp(self.ridge.predict(self.embeddings(spectra)))
+
+    def embeddings(self, spectra) -> np.ndarray:
+        from corpus_xrf import NativeSpectra, extract_tensors
+        from dataset_builder import spectra_to_table
+        from feature_extraction_xrf import XRFFeatureExtractor
+
+        native = NativeSpectra.from_table(spectra_to_table(spectra))
+        extractor = XRFFeatureExtractor.for_config(self.config)
+        return self.learner.embeddings(extract_tensors(native, range(len(spectra)), extractor, "rocks"))
+
+
+def ridge():
+    from sklearn.linear_model import RidgeCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    return make_pipeline(StandardScaler(), RidgeCV(np.logspace(-3, 5, 33)))
+
+
+def caco3_error(learner: Learner, train, validation) -> float:
+    """RMSE in wt%."""
+    rows = np.linspace(0, len(train["labels"]) - 1, LABELLED).astype(int)
+    train, embeddings = {name: values[rows] for name, values in train.items()}, []
+    for part in (train, validation):
+        embeddings.append(np.concatenate([learner.embeddings(batch) for batch in batches_of(part)]))
+    predictions = ridge().fit(embeddings[0], train["labels"][:, 0].numpy()).predict(embeddings[1]).clip(0, 100)
+    return float(np.sqrt(np.mean((predictions - validation["labels"][:, 0].numpy()) ** 2)))
+
+
+def rocks_error(learner: Learner, config, folder: Path) -> float:
+    from few_labels import mudrocks
+
+    from evaluation_xrf import mean_relative_ln_rmse
+    from protocols_xrf import leave_one_group_out, run_protocol
+
+    rocks = mudrocks(folder, "light", "a")
+    predictions = run_protocol(Probe(learner, config), leave_one_group_out(rocks.groups), rocks)
+    return mean_relative_ln_rmse(predictions.values, rocks.targets[predictions.rows])
+
+
+def table(path: Path) -> str:
+    """Markdown: how every recipe ended, and when it was as good as the last of the classic form."""
+    rows, found = last_rows(path), []
+    by_recipe = {}
+    for row in rows:
+        by_recipe.setdefault(row["recipe"], []).append(row)
+    goal = float(by_recipe["classic"][-1]["error"]) if "classic" in by_recipe else -math.inf
+    for name, own in by_recipe.items():
+        reached = [row["seconds"] for row in own if float(row["error"]) <= goal]
+        found.append([name, *(own[-1][column] for column in COLUMNS[5:]), reached[0] if reached else ""])
+    return markdown(["recipe", *COLUMNS[5:], "as good as classic after"], found)
+
+
+if __name__ == "__main__":
+    run(main)
