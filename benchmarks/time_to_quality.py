@@ -23,6 +23,7 @@ import os
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,7 @@ class Recipe:
     batch_size: int = 64
     learning_rate: float = 1e-3
     muon: bool = False
+    cross_attention: bool = False  # of the decoder, from hidden patches to encoded ones alone (Fu et al. 2024)
     time: float = 1 / 3  # of that of the classic form
 
     def but(self, **changes) -> "Recipe":
@@ -73,6 +75,7 @@ RECIPES = {
     "decoder of 4 layers": SAME.but(decoder_num_hidden_layers=4),
     "Muon": SAME.but(muon=True),
     "Muon, batch 128": SAME.but(muon=True, batch_size=128, learning_rate=2e-3),
+    "decoder with cross-attention": SAME.but(cross_attention=True),
     "loss on all patches": SAME.but(masked_loss_only=False),
 }
 
@@ -188,6 +191,8 @@ class Learner:
 
         self.config = config
         self.model = XRFForMaskedSpectrumModeling(config).train()
+        if recipe.cross_attention:
+            self.model.decoder.forward = partial(cross_attention_decoder, self.model.decoder)
         self.model.set_attn_implementation("eager")
         self.optimizers = []
         others = self.model
@@ -283,6 +288,39 @@ class ClassicLearner(Learner):
             patches = self.model.encode(self.model.embed(batch["input_values"]))[:, 1:]
         weight = batch["attention_mask"][..., None].float()
         return ((patches * weight).sum(1) / weight.sum(1)).numpy()
+
+
+def cross_attention_decoder(decoder, latent, places, visible, attention_mask, patch_ids, **kwargs):
+    """`XRFDecoder.forward` for spectra that measured all of `patch_ids`, whose hidden patches attend to CLS and the
+    encoded patches only, not to each other; encoded ones are reconstructed as 0."""
+    import torch
+
+    from modeling_xrf import eager_attention_forward
+
+    if any(mask is not None and not mask.all() for mask in (visible, attention_mask)):
+        raise ValueError("this decoder is for spectra that all measured the same patches.")
+    num_patches = patch_ids.shape[1]
+    hidden = torch.ones(patch_ids.shape, dtype=torch.bool).scatter(1, places, False)
+    hidden = hidden.nonzero()[:, 1].view(len(places), num_patches - places.shape[1])  # (B, N - V)
+    keys = decoder.embed(latent)  # (B, V + 1, E)
+    keys = keys + decoder.positions(patch_ids.gather(1, places)).to(keys.dtype)
+    queries = decoder.mask_token + decoder.positions(patch_ids.gather(1, hidden))[:, 1:]
+    queries = queries.to(keys.dtype)
+    for layer in decoder.layers:
+        attention, shape = layer.attention, (len(keys), -1, decoder.config.decoder_num_attention_heads)
+        normed, memory = layer.layernorm_before(queries), layer.layernorm_before(keys)
+        query, key, value = (
+            projection(states).view(*shape, attention.head_dim).transpose(1, 2)
+            for projection, states in (
+                (attention.q_proj, normed), (attention.k_proj, memory), (attention.v_proj, memory)
+            )
+        )  # fmt: skip
+        context, _ = eager_attention_forward(attention, query, key, value, None, attention.scaling)
+        queries = queries + attention.o_proj(context.reshape(queries.shape))
+        queries = queries + layer.mlp(layer.layernorm_after(queries))
+    patches = decoder.head(decoder.layernorm(queries))
+    places = hidden[..., None].expand_as(patches)
+    return patches.new_zeros(len(patches), num_patches, patches.shape[-1]).scatter(1, places, patches)
 
 
 def later_half(noise, among):
