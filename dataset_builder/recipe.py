@@ -38,6 +38,7 @@ class SimulationPart:
         num_spectra, num_cores (`int`): size, spread evenly over the cores (or sample series).
         samples, instruments (`str`, `list[str]` or `dict[str, int]`): one name; several, of which each core draws one;
             or how often each is drawn for every time that another one is.
+        flat_share (`float`): share of samples without nature's correlations, see `simulation.SampleModel`.
         seed (`int`): another seed gives other spectra.
         weight (`float`, *optional*): share of the corpus, see `Recipe`.
     """
@@ -47,6 +48,7 @@ class SimulationPart:
     num_cores: int
     samples: str | list | dict = "marine_sediment"
     instruments: str | list | dict = "avaatech_10kv"
+    flat_share: float = 0.0
     seed: int = 0
     weight: float | None = None
 
@@ -60,6 +62,8 @@ class SimulationPart:
                 raise ValueError(
                     f"{name} of a simulation must be names, or names with positive whole numbers; found {value!r}."
                 )
+        if not _is_number(self.flat_share) or not 0 <= self.flat_share <= 1:
+            raise ValueError(f"flat_share of a simulation must be a number from 0 to 1; it is {self.flat_share!r}.")
         if not 1 <= self.num_cores <= self.num_spectra:
             raise ValueError(
                 f"num_cores must be at least 1 and at most num_spectra; got {self.num_cores} cores for "
@@ -76,6 +80,7 @@ class SimulationPart:
             num_spectra=self.num_spectra,
             num_cores=self.num_cores,
             seed=self.seed,
+            flat_share=self.flat_share,
         )
 
 

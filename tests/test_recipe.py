@@ -25,7 +25,7 @@ augmentation:
 parts:
   - name: simulated
     weight: 3
-    simulation: {samples: {marine_sediment: 2, rock: 1}, num_spectra: 2000, num_cores: 5, seed: 3}
+    simulation: {samples: {marine_sediment: 2, rock: 1}, num_spectra: 2000, num_cores: 5, flat_share: 0.2, seed: 3}
   - name: measured
     weight: 1
     files:
@@ -50,7 +50,7 @@ def test_a_recipe_says_what_its_file_says(recipe_file):
     assert not recipe.is_endless
     simulated, measured = recipe.parts
     samples = {"marine_sediment": 2, "rock": 1}
-    assert simulated == SimulationPart("simulated", 2000, 5, samples=samples, seed=3, weight=3)
+    assert simulated == SimulationPart("simulated", 2000, 5, samples=samples, flat_share=0.2, seed=3, weight=3)
     assert (measured.paths, measured.targets, measured.fill["anode"]) == (["*.npz"], ["CaCO3"], "Rh")
 
 
@@ -67,6 +67,7 @@ def test_sources_are_in_the_order_of_parts_and_read_by_unit(recipe_file, tmp_pat
     simulated, measured = Recipe.from_yaml(recipe_file).part_sources(tmp_path)
     assert simulated.num_units == 5
     assert [sample.name for sample in simulated.samples] == ["marine_sediment", "marine_sediment", "rock"]
+    assert {sample.flat_share for sample in simulated.samples} == {0.2}
     assert measured.unit_names() == ["a.npz", "b.npz"]
     spectra = [spectrum for unit in range(measured.num_units) for spectrum in measured.spectra(unit)]
     assert [(s.source, s.gain_kev, s.anode) for s in spectra] == [
@@ -96,6 +97,7 @@ def changed(old, new):
         (changed("num_cores: 5", "num_cores: 5000"), "at most num_spectra; got 5000 cores for 2000"),
         (changed("num_cores: 5", "num_cores: five"), "num_cores of a simulation must be a whole number; it is 'five'"),
         (changed("rock: 1", "rock: 0.5"), "names, or names with positive whole numbers"),
+        (changed("flat_share: 0.2", "flat_share: 2"), "must be a number from 0 to 1; it is 2"),
         (changed("num_cores: 5", "cores: 5"), "simulation of a part has no key 'cores'"),
         (changed("files:", "file:"), "must have either simulation or files"),
         (changed("gain_kev: 0.02", "gain_kev: wide"), "gain_kev must be a number to be filled in; it is 'wide'"),
