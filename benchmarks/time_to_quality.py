@@ -67,6 +67,8 @@ RECIPES = {
     "classic, MAX's rate": SAME.but(form="classic", time=1, batch_size=256, learning_rate=1e-4),
     "measured patches": SAME,
     "rate 2e-3": SAME.but(learning_rate=2e-3),
+    "initialisation 0.05": SAME.but(initializer_range=0.05),
+    "initialisation 0.05, rate 2e-3": SAME.but(initializer_range=0.05, learning_rate=2e-3),
     "batch 32": SAME.but(batch_size=32),
     "batch 128": SAME.but(batch_size=128, learning_rate=2e-3),
     "mask ratio 0.75": SAME.but(mask_ratio=0.75),
