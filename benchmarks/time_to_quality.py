@@ -52,6 +52,7 @@ class Recipe:
     form: str = "library"
     batch_size: int = 64
     learning_rate: float = 1e-3
+    xavier: bool = False  # initialisation of matrices by their sizes (Glorot & Bengio 2010), as in He et al. 2022
     muon: bool = False
     cross_attention: bool = False  # of the decoder, from hidden patches to encoded ones alone (Fu et al. 2024)
     time: float = 1 / 3  # of that of the classic form
@@ -68,7 +69,10 @@ RECIPES = {
     "measured patches": SAME,
     "rate 2e-3": SAME.but(learning_rate=2e-3),
     "initialisation 0.05": SAME.but(initializer_range=0.05),
-    "initialisation 0.05, rate 2e-3": SAME.but(initializer_range=0.05, learning_rate=2e-3),
+    "Xavier": SAME.but(xavier=True),
+    "Xavier, rate 2e-3": SAME.but(xavier=True, learning_rate=2e-3),
+    "Xavier, cross-attention": SAME.but(xavier=True, cross_attention=True),
+    "Xavier, Muon, batch 128": SAME.but(xavier=True, muon=True, batch_size=128, learning_rate=2e-3),
     "batch 32": SAME.but(batch_size=32),
     "batch 128": SAME.but(batch_size=128, learning_rate=2e-3),
     "mask ratio 0.75": SAME.but(mask_ratio=0.75),
@@ -193,6 +197,10 @@ class Learner:
 
         self.config = config
         self.model = XRFForMaskedSpectrumModeling(config).train()
+        if recipe.xavier:
+            for module in self.model.modules():
+                if isinstance(module, torch.nn.Linear):
+                    torch.nn.init.xavier_uniform_(module.weight)
         if recipe.cross_attention:
             self.model.decoder.forward = partial(cross_attention_decoder, self.model.decoder)
         self.model.set_attn_implementation("eager")
