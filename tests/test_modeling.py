@@ -285,10 +285,13 @@ def test_initialisation(model_class, initializer_range):
             assert (parameter == (1 if name.endswith("weight") else 0)).all(), name
         elif name.endswith("bias"):
             assert (parameter == 0).all(), name
-        else:  # weights, CLS and mask token: a normal distribution
+        else:
+            # tokens and the head by the configuration, all other matrices by their sizes (Glorot & Bengio 2010)
+            given = parameter.ndim > 2 or name == "head.weight"
+            expected = initializer_range if given else math.sqrt(2 / sum(parameter.shape))
             spread = 5 / math.sqrt(2 * parameter.numel())  # five standard errors of a standard deviation
-            assert abs(parameter.std() / initializer_range - 1) < spread, name
-            assert abs(parameter.mean()) < 5 * initializer_range / math.sqrt(parameter.numel()), name
+            assert abs(parameter.std() / expected - 1) < spread, name
+            assert abs(parameter.mean()) < 5 * expected / math.sqrt(parameter.numel()), name
     torch.manual_seed(3)
     assert_same_state(model, model_class(model.config))
     other = model_class(model.config)  # the next draw

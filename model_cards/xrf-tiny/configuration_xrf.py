@@ -67,7 +67,8 @@ class XRFMaskedConfig(PreTrainedConfig):
         perceptron_num_layers (`int`, defaults to 2): its residual layers.
         hidden_act (`str`, defaults to `"gelu"`): activation of the feed-forward layers.
         layer_norm_eps (`float`, defaults to 1e-6): epsilon of every layer normalisation.
-        initializer_range (`float`, defaults to 0.02): standard deviation of newly initialised weights.
+        initializer_range (`float`, defaults to 0.02): standard deviation of newly initialised CLS and mask tokens
+            and of the regression head; other matrices follow Glorot and Bengio (2010).
         decoder_hidden_size, decoder_num_hidden_layers, decoder_num_attention_heads, decoder_intermediate_size (`int`):
             the dimensions of the pretraining decoder.
         mask_ratio (`float`, defaults to 0.5): share of the measured patches hidden in pretraining, in [0, 1).

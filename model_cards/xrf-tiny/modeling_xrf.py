@@ -347,6 +347,8 @@ class XRFPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
+        if isinstance(module, nn.Linear) and module is not getattr(self, "head", None):
+            init.xavier_uniform_(module.weight)  # by their sizes, as MAE and MAX: patch embeddings have few inputs
         if isinstance(module, XRFPositions):
             rows, columns = module.table.shape
             init.copy_(module.table, sine_cosine_positions(rows - 1, columns))
