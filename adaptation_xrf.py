@@ -135,17 +135,12 @@ def _ways_to_fit(labels: np.ndarray, is_known: bool, unit: str, rng) -> list[_Co
     present = ~np.isnan(labels)
     positive = present & (np.nan_to_num(labels) > 0)
     values = labels[positive]
-    if not len(values):
-        is_log = [is_known]
-    elif is_known or bool((positive == present).all() and values.max() > DECADE * values.min()):
-        is_log = [True]
-    else:
-        is_log = [False]
-    is_main = bool(len(values)) and values.max() > MAIN_CONSTITUENT * PER_WEIGHT_PERCENT.get(unit, np.inf)
-    if is_main and is_log == [True] and len(np.unique(labels[present])) > 1:
-        is_log = [True, False]
+    least, most = (values.min(), values.max()) if len(values) else (0.0, 0.0)
+    as_logarithms = is_known or bool((positive == present).all() and most > DECADE * least)
+    is_main = bool(most > MAIN_CONSTITUENT * PER_WEIGHT_PERCENT.get(unit, np.inf))
+    compete = is_main and as_logarithms and len(np.unique(labels[present])) > 1
     ways = []
-    for logarithms in is_log:
+    for logarithms in (True, False) if compete else (as_logarithms,):
         rows = np.flatnonzero(positive if logarithms else present)  # a zero is below detection, and has no logarithm
         if len(rows) > MOST_LABELS:
             rows = np.sort(rng.choice(rows, MOST_LABELS, replace=False))
