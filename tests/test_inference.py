@@ -27,7 +27,7 @@ CALIBRATION = {"gain_kev": 0.02, "offset_kev": -0.01, "tube_kv": 10.0}
 ADAPTED = {
     "interval_coverages": [0.8, 0.9],
     "interval_factors": [[0.5, 1.0], [1.5, 2.0]],
-    "familiarity_threshold": 6.645,
+    "familiarity_threshold": 5.65,
 }
 
 
@@ -67,7 +67,7 @@ def full_outputs(folder, counts, **calibration):
 def test_columns_are_the_outputs_of_the_model(repository, counts):
     outputs = full_outputs(repository, counts, **CALIBRATION)
     result = XRFPredictor(repository)({"counts": counts, "sample": list("abcdef"), **CALIBRATION})
-    expected = {"distance": outputs.distance, "unfamiliar": outputs.distance > 6.645}
+    expected = {"distance": outputs.distance, "unfamiliar": outputs.distance > 5.65}
     for index, target in enumerate(["CaCO3", "TOC"]):
         expected[target] = outputs.predictions[:, index]
         expected[f"{target}_sd"] = outputs.standard_deviation[:, index]

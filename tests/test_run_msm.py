@@ -265,7 +265,7 @@ def test_options_of_the_optimiser_leave_the_first_loss_and_change_the_last(pretr
     losses = records(pretrain(**options, warmup_steps=0))
     reference = records(pretrain(warmup_steps=0))
     assert losses[0] == reference[0] == records(baseline)[0]
-    assert losses[-1] != pytest.approx(reference[-1], rel=1e-3)
+    assert losses[-1] != pytest.approx(reference[-1], rel=1e-5)  # the same run twice agrees to the last digit
 
 
 def test_gradient_clip_0_is_no_clipping_and_the_norm_is_that_before_it(pretrain):
