@@ -5,6 +5,7 @@ test process (each pytest-xdist worker too) talks to its own `LoopbackHub` and h
 token, caches and offline switches play no part.
 """
 
+import contextlib
 import importlib
 import importlib.util
 import itertools
@@ -149,13 +150,20 @@ def script(request):
     del sys.modules[module.__name__]
 
 
+@contextlib.contextmanager
+def importable_benchmarks():
+    """Inside, the files of `benchmarks` can be imported."""
+    folder = str(ROOT / "benchmarks")
+    sys.path.insert(0, folder)
+    yield
+    sys.path.remove(folder)
+
+
 @pytest.fixture(scope="module")
 def benchmark(request):
     """The benchmark that a test module names in `BENCHMARK`, imported, and whatever lies beside it importable."""
-    folder = str(ROOT / "benchmarks")
-    sys.path.insert(0, folder)
-    yield importlib.import_module(request.module.BENCHMARK)
-    sys.path.remove(folder)
+    with importable_benchmarks():
+        yield importlib.import_module(request.module.BENCHMARK)
 
 
 @pytest.fixture

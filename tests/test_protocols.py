@@ -1,10 +1,8 @@
 """Who learns from whom: every split against its promise, and every method of the benchmark against leaks."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
+from conftest import importable_benchmarks
 
 from dataset_builder import Spectrum
 from protocols_xrf import (
@@ -22,17 +20,10 @@ from protocols_xrf import (
 )
 
 NAN = float("nan")
-BENCHMARK = Path(__file__).resolve().parents[1] / "benchmarks" / "few_labels.py"
+with importable_benchmarks():
+    import few_labels as benchmark
 
-
-def load_benchmark():
-    specification = importlib.util.spec_from_file_location("few_labels_benchmark", BENCHMARK)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
-
-
-METHODS = load_benchmark().methods()
+METHODS = benchmark.methods()
 
 
 def small_set(num_samples=12, num_groups=4, instruments=("a", "b"), seed=0):
@@ -292,7 +283,7 @@ def test_no_method_learns_from_what_is_held_out(name):
 
 
 def test_real_mudrocks_have_seven_formations(real_data):
-    data = load_benchmark().mudrocks(real_data, "light", "ab")
+    data = benchmark.mudrocks(real_data, "light", "ab")
     assert sorted(set(data.groups)) == ["BL-1", "D4R", "LEP", "RTC-W", "SARM", "SDO", "W"]
     assert len(data) == 52 and data.targets.shape == (52, 12) and (data.targets > 0).all()
     splits = between_instruments(data, "a", "b", 5, 10, seed=0)
