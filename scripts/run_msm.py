@@ -5,7 +5,8 @@ One GPU:
     accelerate launch --config_file scripts/configs/one_gpu.yaml scripts/run_msm.py --dataset corpora/cores \
         --model_size base --compile --output_dir runs/base
 
-On the CPU, from spectra that are simulated while training:
+On the CPU, from spectra that are simulated while training (`accelerate launch` gives the process a thread for each
+physical core with `cpu.yaml`, one without, or as many as OMP_NUM_THREADS says; the first line of the log tells):
 
     accelerate launch --config_file scripts/configs/cpu.yaml scripts/run_msm.py --dataset simulated_marine \
         --streaming --workers 1 --model_size tiny --max_steps 1000 --batch_size 64 --learning_rate 1e-3 \
@@ -656,10 +657,11 @@ def main(argv: list[str] | None = None):
         loss_of = partial(training_xrf.label_loss, config=config)
     else:
         loss_of = partial(training_xrf.masked_loss, config=config, seed=training.seed)
+    threads = f" with {torch.get_num_threads()} thread(s) each" if accelerator.device.type == "cpu" else ""
     accelerator.print(
         f"{num_parameters:,} parameters, {total_steps} steps of {global_batch_size} spectra from step "
-        f"{first_step}, {accelerator.num_processes} process(es) on {accelerator.device.type}; 100 % of peak is "
-        f"{peak_flops:.3g} FLOP/s, measured on square {str(precision).removeprefix('torch.')} matrix products; "
+        f"{first_step}, {accelerator.num_processes} process(es) on {accelerator.device.type}{threads}; 100 % of peak "
+        f"is {peak_flops:.3g} FLOP/s, measured on square {str(precision).removeprefix('torch.')} matrix products; "
         f"attention {config._attn_implementation}",
         flush=True,
     )

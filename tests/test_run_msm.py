@@ -208,6 +208,7 @@ def test_log_has_one_aligned_line_every_n_steps(pretrain, capfd):
     assert len(set(map(len, lines))) == 1
     assert output.count("against the corpus mean") == 2
     assert "10 steps of 8 spectra from step 0, 1 process(es) on cpu" in output
+    assert f"on cpu with {torch.get_num_threads()} thread(s) each; 100 % of peak is" in output
 
 
 def test_terminal_gets_a_progress_bar_in_place_of_lines(pretrain, capfd, monkeypatch):
