@@ -6,7 +6,7 @@ import csv
 import numpy as np
 import pytest
 import torch
-from peaks_corpus import GAIN_KEV, LINES_KEV, NUM_CHANNELS, TARGETS, make_spectra
+from peaks_corpus import GAIN_KEV, NUM_CHANNELS, TARGETS, make_spectra
 from synthetic_spectrum import synthetic
 from test_pipeline import randomised, tiny_regressor
 
@@ -213,7 +213,7 @@ def test_families_have_their_usual_names_and_energies():
 @pytest.fixture(scope="module")
 def trained():
     """A small transformer that has learnt two peaks from labels: Ca K-alpha, and one where P K-alpha lies."""
-    spectra = make_spectra(384, 4)
+    spectra = make_spectra(192, 4)
     labels = np.array([list(spectrum.targets.values()) for spectrum in spectra])
     torch.manual_seed(0)
     config = XRFMaskedConfig(
@@ -223,10 +223,13 @@ def trained():
     )  # fmt: skip
     # not divided by the total counts, in which all peaks have a part
     model, extractor = XRFForRegression(config), XRFFeatureExtractor.for_config(config, scaling="log")
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            torch.nn.init.normal_(module.weight, std=0.02)  # small weights learn the peaks, large ones the spectra
     inputs = extractor(spectra, return_tensors="pt")
     labels = torch.from_numpy(labels).float()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(150):
+    for _ in range(200):
         loss = model(**inputs, labels=labels).loss
         loss.backward()
         optimizer.step()
@@ -239,21 +242,16 @@ def trained():
 def test_a_trained_model_looks_at_the_peaks_that_made_its_labels(trained, baseline):
     model, extractor = trained
     spectra = make_spectra(24, 2, seed=5)
-    by_element, by_peak = {}, {}
+    shares = {}
     for target in TARGETS:
         explanation = explain(model, extractor, spectra, target, baseline, steps=32)
         assert explanation.attribution.sum() == pytest.approx(explanation.difference, abs=0.02)
-        by_element[target] = {line.element: 0.0 for line in explanation.lines}
+        shares[target] = {line.element: 0.0 for line in explanation.lines}
         for line in explanation.lines:
-            by_element[target][line.element] += line.share
-        by_peak[target] = {
-            name: np.abs(explanation.attribution[np.abs(extractor.energy_kev - line_kev) < 0.3]).sum()
-            for name, line_kev in LINES_KEV.items()
-        }
-    assert max(by_element["CaCO3"], key=by_element["CaCO3"].get) == "Ca"
-    assert by_element["CaCO3"]["Ca"] > 1.3 * by_element["TOC"]["Ca"]
-    for target, shares in by_peak.items():  # the peak at 2 keV has lines of P, Si and Sr
-        assert max(shares, key=shares.get) == target
+            shares[target][line.element] += line.share
+    assert max(shares["CaCO3"], key=shares["CaCO3"].get) == "Ca"
+    assert max(shares["TOC"], key=shares["TOC"].get) == "P"
+    assert shares["CaCO3"]["Ca"] > 2 * shares["TOC"]["Ca"]
 
 
 def simulated_spectra():

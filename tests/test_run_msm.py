@@ -259,14 +259,14 @@ def test_options_that_change_the_task_change_the_first_loss(pretrain, baseline, 
 
 @pytest.mark.parametrize(
     "options",
-    [{"betas": (0.5, 0.5)}, {"weight_decay": 5.0}, {"gradient_clip": 0.01}, {"learning_rate": 1e-3}],
+    [{"betas": (0.5, 0.5)}, {"weight_decay": 5.0}, {"gradient_clip": 1e-6}, {"learning_rate": 1e-3}],
     ids=str,
 )
 def test_options_of_the_optimiser_leave_the_first_loss_and_change_the_last(pretrain, baseline, options):
     losses = records(pretrain(**options, warmup_steps=0))
     reference = records(pretrain(warmup_steps=0))
     assert losses[0] == reference[0] == records(baseline)[0]
-    assert losses[-1] != pytest.approx(reference[-1], rel=1e-5)  # the same run twice agrees to the last digit
+    assert losses[-1] != pytest.approx(reference[-1], rel=1e-3)
 
 
 def test_gradient_clip_0_is_no_clipping_and_the_norm_is_that_before_it(pretrain):
