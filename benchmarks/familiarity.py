@@ -9,10 +9,10 @@ is printed.
 """
 
 import argparse
-import os
 from pathlib import Path
 
 import numpy as np
+import real_data
 
 from command_line_xrf import run
 
@@ -74,9 +74,7 @@ def main():
     from finetuning_xrf import AdaptedModel, load_pretrained
     from training_xrf import provenance
 
-    folder = Path(os.environ.get("XRF_REAL_DATA", ROOT.parent / "shared" / "data"))
-    if not (folder / "labelled").is_dir():
-        raise ValueError(f"There are no real spectra in {folder}; name their folder with XRF_REAL_DATA.")
+    folder = real_data.required()
     torch.manual_seed(SEED)
     base, extractor = load_pretrained(options.model).eval(), XRFFeatureExtractor.from_pretrained(options.model)
     rocks = few_labels.mudrocks(folder, "light", "a")

@@ -11,13 +11,13 @@ as soon as a method is through; `--tables` prints Markdown tables from the last 
 """
 
 import argparse
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import real_data
 from results import append_rows, markdown, read_rows
 
 import protocols_xrf as protocols
@@ -432,9 +432,7 @@ def main():
 
     from training_xrf import provenance
 
-    folder = Path(os.environ.get("XRF_REAL_DATA", ROOT.parent / "shared" / "data"))
-    if not (folder / "labelled").is_dir() and options.sets != ["simulated_cores"]:
-        raise ValueError(f"There are no real spectra in {folder}; name their folder with XRF_REAL_DATA.")
+    folder = real_data.FOLDER if options.sets == ["simulated_cores"] else real_data.required()
     if set(options.methods) & set(PRETRAINED):
         known |= pretrained_methods(options.model)
     origin = provenance()

@@ -36,6 +36,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import real_data
 from results import append_rows, last_rows, markdown
 
 from command_line_xrf import run
@@ -57,7 +58,6 @@ IMPORTS = {
 }
 LABELLED = ("mudrock_light_instrument_a", "mudrock_light_instrument_b", "mudrock_trace_instrument_a",
             "mudrock_trace_instrument_b", "obsidian_instrument_c")  # fmt: skip
-LIGHT_ELEMENTS = ("Mg", "Al", "Si", "P", "S", "K", "Ca", "Ti", "V", "Cr", "Mn", "Fe")  # those of few_labels.py
 
 
 def main():
@@ -137,7 +137,7 @@ def measure_onnx(args):
 
 
 def measure_int8(args):
-    folder = Path(os.environ.get("XRF_REAL_DATA", ROOT.parent / "shared" / "data")) / "labelled"
+    folder = real_data.FOLDER / "labelled"
     if not folder.is_dir():
         raise ValueError(f"There are no real spectra in {folder}; set XRF_REAL_DATA, or leave int8 out of --parts.")
     exported = export(args.output_dir, "xrf-tiny")
@@ -344,6 +344,7 @@ def onnx_rates(model: Path, exported: Path, parquet: Path) -> dict[str, float]:
 def errors(exported: Path, file: str, spectra_file: Path) -> tuple[float, float]:
     """RMSE and mean correlation of ln(wt%) over spectra and elements, predicted without labels."""
     import onnxruntime
+    from few_labels import LIGHT_ELEMENTS
 
     from configuration_xrf import XRFMaskedConfig
     from dataset_builder import read_spectra

@@ -11,7 +11,6 @@ Rows are appended to `benchmarks/real_spectra.csv`; `--table` prints the means o
 
 import argparse
 import json
-import os
 import re
 import statistics
 import subprocess
@@ -20,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import real_data
 from results import append_rows, last_rows, markdown
 
 from command_line_xrf import run
@@ -44,9 +44,7 @@ def main():
         print(table(args.results))
         return
 
-    data = Path(os.environ.get("XRF_REAL_DATA", ROOT.parent / "shared" / "data"))
-    if not (data / "labelled").is_dir():
-        raise ValueError(f"There are no real spectra in {data}; name their folder with XRF_REAL_DATA.")
+    data = real_data.required()
     unlabelled, mudrocks = build_corpora(data, args.output_dir)
     base = pretrain(unlabelled, args)
     scratch = random_weights(base, args.output_dir / "random_weights")

@@ -23,6 +23,7 @@ from datetime import date
 from pathlib import Path
 
 import numpy as np
+import real_data
 
 from command_line_xrf import run
 from dataset_builder import Spectrum, read_spectra
@@ -676,9 +677,7 @@ def main():
     )
     parser.add_argument("--page", type=Path, default=PAGE, help="page to write; figures go into figures/ beside it")
     args = parser.parse_args()
-    data = Path(os.environ.get("XRF_REAL_DATA", ROOT.parent / "shared" / "data"))
-    if not (data / "avaatech").is_dir():
-        raise ValueError(f"There are no real spectra in {data}; name their folder with XRF_REAL_DATA.")
+    data = real_data.required("avaatech")
     if args.fit:
         comparison = next(each for each in COMPARISONS if each.preset == args.fit)
         _, fitted = compare(comparison, data, (*CALIBRATION, *comparison.refit))

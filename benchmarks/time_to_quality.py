@@ -20,7 +20,6 @@ last run came to.
 import argparse
 import math
 import multiprocessing
-import os
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import real_data
 from results import append_rows, markdown, read_rows
 
 from command_line_xrf import run
@@ -99,10 +99,9 @@ def main():
         from training_xrf import provenance
 
         origin = provenance()
-        rocks = Path(os.environ.get("XRF_REAL_DATA", ROOT.parent / "shared" / "data"))
         for name in args.recipes:
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                rows = pool.submit(measure, name, args.dataset, rocks, args.seconds, args.seed).result()
+                rows = pool.submit(measure, name, args.dataset, real_data.FOLDER, args.seconds, args.seed).result()
             append_rows(args.results, COLUMNS, ({**origin, "recipe": name, "seed": args.seed, **row} for row in rows))
             print(name, *(f"{column} {value}" for column, value in rows[-1].items()), sep="  ", flush=True)
     print(table(args.results))
@@ -249,9 +248,13 @@ class Learner:
 
         self.model.eval()
         with torch.inference_mode():
-            hidden_states = self.model.xrf(batch["input_values"], batch["attention_mask"]).last_hidden_state
+            patches = self.last_states(batch)[:, 1:]
         weight = batch["attention_mask"][..., None].float()
-        return ((hidden_states[:, 1:] * weight).sum(1) / weight.sum(1)).numpy()
+        return ((patches * weight).sum(1) / weight.sum(1)).numpy()
+
+    def last_states(self, batch):
+        """Of CLS and all patches `(B, P + 1, D)`."""
+        return self.model.xrf(batch["input_values"], batch["attention_mask"]).last_hidden_state
 
 
 class ClassicLearner(Learner):
@@ -289,13 +292,8 @@ class ClassicLearner(Learner):
             number += channels.sum().item()
         return tuple((sums / number).tolist())
 
-    def embeddings(self, batch) -> np.ndarray:
-        import torch
-
-        with torch.inference_mode():
-            patches = self.model.encode(self.model.embed(batch["input_values"]))[:, 1:]
-        weight = batch["attention_mask"][..., None].float()
-        return ((patches * weight).sum(1) / weight.sum(1)).numpy()
+    def last_states(self, batch):
+        return self.model.encode(self.model.embed(batch["input_values"]))
 
 
 def cross_attention_decoder(decoder, latent, places, visible, attention_mask, patch_ids, **kwargs):

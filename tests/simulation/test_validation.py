@@ -1,8 +1,5 @@
 """The simulation against genuine spectra: the numbers of `benchmarks/SIMULATION.md`, kept from getting worse."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -11,15 +8,7 @@ from dataset_builder.simulation.atomic_data import ELEMENTS
 from dataset_builder.simulation.instrument import nominal_state
 from dataset_builder.simulation.sample import reference_mass_fractions
 
-BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "simulation.py"
-
-
-@pytest.fixture(scope="module")
-def benchmark():
-    spec = importlib.util.spec_from_file_location("simulation_benchmark", BENCHMARK)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+BENCHMARK = "simulation"
 
 
 def comparison(benchmark, preset):
