@@ -386,14 +386,34 @@ def whole_model(accelerator, model):
 # Optimisation
 
 
-def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
-    """Parameters for the optimiser: weight decay for matrices; none for biases, norms and the two learned tokens,
-    which are vectors."""
-    groups = [{"params": [], "weight_decay": weight_decay}, {"params": [], "weight_decay": 0.0}]
-    for parameter in model.parameters():
+def build_optimizers(
+    model: torch.nn.Module,
+    optimizer: str,
+    learning_rate: float,
+    weight_decay: float = 0.0,
+    betas: Sequence[float] = (0.9, 0.95),
+) -> list[torch.optim.Optimizer]:
+    """What a step of training steps: AdamW for all parameters (`adamw`), or (`muon`) Muon (Jordan et al. 2024) for the
+    matrices of encoder, decoder and perceptron layers, and AdamW for all others. Muon's steps have the size of those
+    of AdamW (Liu et al. 2025), so that both share one rate and one weight decay, which is for matrices: biases, norms
+    and the two learned tokens are vectors.
+    """
+    groups = {"hidden": [], "matrices": [], "vectors": []}
+    for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups[parameter.squeeze().ndim < 2]["params"].append(parameter)
-    return groups
+            kind = "vectors" if parameter.squeeze().ndim < 2 else "matrices"
+            hidden = optimizer == "muon" and kind == "matrices" and ".layers." in name
+            groups["hidden" if hidden else kind].append(parameter)
+    rate = {"lr": learning_rate}
+    others = [
+        {"params": groups["matrices"], "weight_decay": weight_decay},
+        {"params": groups["vectors"], "weight_decay": 0.0},
+    ]
+    optimizers = [torch.optim.AdamW(others, **rate, betas=tuple(betas), fused=True)]
+    if groups["hidden"]:
+        muon = torch.optim.Muon(groups["hidden"], **rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        optimizers.append(muon)
+    return optimizers
 
 
 def learning_rate_at(

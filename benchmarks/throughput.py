@@ -335,7 +335,7 @@ def library_step(case: Case, config, device):
     model.set_attn_implementation(case.attention)
     if case.compiled:
         model.compile()
-    optimizer = torch.optim.AdamW(training_xrf.parameter_groups(model, 0.0), lr=1e-4, betas=(0.9, 0.95), fused=True)
+    (optimizer,) = training_xrf.build_optimizers(model, "adamw", learning_rate=1e-4)
 
     def step(inputs):
         with torch.autocast(device.type, torch.bfloat16, enabled=case.precision == "bf16"):

@@ -54,7 +54,7 @@ class Recipe:
     batch_size: int = 64
     learning_rate: float = 1e-3
     initial_sd: float | None = None  # of all matrices, in place of one by their sizes
-    muon: bool = False
+    optimizer: str = "adamw"
     cross_attention: bool = False  # of the decoder, from hidden patches to encoded ones alone (Fu et al. 2024)
     time: float = 1 / 3  # of that of the classic form
 
@@ -79,7 +79,7 @@ RECIPES = {
     "decoder of 1 layer": SAME.but(decoder_num_hidden_layers=1),
     "decoder of 4 layers": SAME.but(decoder_num_hidden_layers=4),
     "decoder with cross-attention": SAME.but(cross_attention=True),
-    "Muon, batch 128, rate 2e-3": SAME.but(muon=True, batch_size=128, learning_rate=2e-3),
+    "Muon, batch 128, rate 2e-3": SAME.but(optimizer="muon", batch_size=128, learning_rate=2e-3),
     "loss on all patches": SAME.but(masked_loss_only=False),
 }
 
@@ -190,7 +190,7 @@ class Learner:
         import torch
 
         from modeling_xrf import XRFForMaskedSpectrumModeling
-        from training_xrf import parameter_groups
+        from training_xrf import build_optimizers
 
         self.config = config
         self.model = XRFForMaskedSpectrumModeling(config).train()
@@ -201,17 +201,7 @@ class Learner:
         if recipe.cross_attention:
             self.model.decoder.forward = partial(cross_attention_decoder, self.model.decoder)
         self.model.set_attn_implementation("eager")
-        self.optimizers = []
-        others = self.model
-        if recipe.muon:
-            matrices = [p for name, p in self.model.named_parameters() if ".layers." in name and p.ndim == 2]
-            self.optimizers.append(
-                torch.optim.Muon(matrices, lr=recipe.learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
-            )
-            ids = {id(matrix) for matrix in matrices}
-            others = torch.nn.ParameterList(p for p in self.model.parameters() if id(p) not in ids)
-        groups = parameter_groups(others, 0.0)
-        self.optimizers.append(torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95), fused=True))
+        self.optimizers = build_optimizers(self.model, recipe.optimizer, recipe.learning_rate)
 
     def groups(self):
         return [group for optimizer in self.optimizers for group in optimizer.param_groups]

@@ -58,7 +58,7 @@ VALIDATION_SPECTRA = 2000  # of a recipe that is streamed
 FIXED_ON_RESUME = (
     "dataset", "data_root", "train_split", "streaming", "scaling", "limit_to_tube_kv", "lowest_energy_kev", "targets",
     "objective", "model_size", "config_file", "model_name_or_path", "mask_ratio", "masked_loss_only", "pooling",
-    "regression_loss", "batch_size", "gradient_accumulation", "seed",
+    "regression_loss", "optimizer", "batch_size", "gradient_accumulation", "seed",
 )  # fmt: skip
 
 
@@ -148,7 +148,10 @@ class TrainingArguments:
     warmup_ratio: float = field(default=0.1, metadata={"help": "share of the steps in which the rate rises"})
     warmup_steps: int | None = field(default=None, metadata={"help": "their number, in place of warmup_ratio"})
     warmup_start_factor: float = field(default=0.0, metadata={"help": "rate of the first step, as a share; MAX: 0.5"})
-    weight_decay: float = field(default=0.0, metadata={"help": "of AdamW, for matrices"})
+    optimizer: Literal["adamw", "muon"] = field(
+        default="adamw", metadata={"help": "AdamW, or Muon for the matrices of layers and AdamW for the rest"}
+    )
+    weight_decay: float = field(default=0.0, metadata={"help": "for matrices"})
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95], metadata={"help": "the two betas of AdamW"})
     gradient_clip: float = field(default=0.5, metadata={"help": "highest norm of the gradient; 0 does not clip"})
     mixed_precision: str | None = field(
@@ -560,6 +563,8 @@ def main(argv: list[str] | None = None):
         log_with=trackers or None,
         project_config=ProjectConfiguration(str(folder), logging_dir=output.logging_dir or str(folder / "logs")),
     )
+    if (training.optimizer, accelerator.mixed_precision) == ("muon", "fp16"):
+        raise ValueError("The optimizer muon goes with bf16 or no mixed_precision, but that is 'fp16'; use bf16.")
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if launched != accelerator.num_processes:
         raise ValueError(
@@ -631,15 +636,12 @@ def main(argv: list[str] | None = None):
     accelerator.wait_for_everyone()
     if model_arguments.compile:
         model.compile()  # for another shape, should batches differ in the number of measured patches
-    optimizer = torch.optim.AdamW(
-        training_xrf.parameter_groups(model, training.weight_decay),
-        lr=training.learning_rate,
-        betas=tuple(training.betas),
-        fused=True,
+    optimizers = training_xrf.build_optimizers(
+        model, training.optimizer, training.learning_rate, training.weight_decay, training.betas
     )
     num_parameters = model.num_parameters()
     training_xrf.set_sharded_precision(accelerator)
-    model, optimizer = accelerator.prepare(model, optimizer)
+    model, *optimizers = accelerator.prepare(model, *optimizers)
     if found:
         accelerator.load_state(str(found[-1]))
     batches = batches_from(first_step * training.gradient_accumulation)
@@ -688,7 +690,7 @@ def main(argv: list[str] | None = None):
             training.warmup_start_factor,
             training.schedule,
         )
-        for group in optimizer.param_groups:
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = learning_rate
         parts = [next(batches) for _ in range(training.gradient_accumulation)]
         weights = training_xrf.loss_weights(accelerator, [batch for _, batch in parts], config)
@@ -699,8 +701,9 @@ def main(argv: list[str] | None = None):
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
                     gradient_norm = accelerator.clip_grad_norm_(model.parameters(), training.gradient_clip or math.inf)
-                optimizer.step()
-                optimizer.zero_grad()
+                for optimizer in optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad()
             interval_loss += loss.detach() / training.gradient_accumulation
             timed_flops += flops_of(config, batch["patch_ids"].shape[1])
         interval_steps += 1

@@ -189,6 +189,20 @@ def test_a_model_in_shares_learns_as_a_whole_one_and_resumes_in_bf16(two_process
     assert json.loads((folder / "model" / "config.json").read_text())["dtype"] == "float32"
 
 
+def test_a_model_in_shares_learns_by_muon_as_a_whole_one(two_processes, one_process):
+    """Muon multiplies matrices in bfloat16, whose roundings differ when they are divided."""
+    options = {"optimizer": "muon", "learning_rate": 1e-3}
+    whole = one_process(**options, batch_size=GLOBAL_BATCH)
+    options |= {"program": "tests/fsdp_on_cpu.py", "batch_size": GLOBAL_BATCH // 2, "checkpoint_every": 6}
+    folder, _ = two_processes("fsdp2.yaml", **options)
+    np.testing.assert_allclose(records(folder)[:2], records(whole)[:2], rtol=1e-5)  # the first step has rate 0
+    np.testing.assert_allclose(records(folder), records(whole), rtol=0.01)
+    shutil.rmtree(folder / "checkpoints" / "step_000012")
+    resumed, output = two_processes("fsdp2.yaml", **options, resume=True)
+    assert "12 steps of 8 spectra from step 6" in output
+    np.testing.assert_allclose(records(resumed), records(whole), rtol=0.01)
+
+
 @pytest.mark.parametrize("precision, dtype", [("bf16", torch.bfloat16), ("no", None)])
 def test_weights_travel_in_the_precision_of_the_run_and_inputs_keep_theirs(precision, dtype):
     plugin = SimpleNamespace(mixed_precision_policy=None)

@@ -259,7 +259,13 @@ def test_options_that_change_the_task_change_the_first_loss(pretrain, baseline, 
 
 @pytest.mark.parametrize(
     "options",
-    [{"betas": (0.5, 0.5)}, {"weight_decay": 5.0}, {"gradient_clip": 1e-6}, {"learning_rate": 1e-3}],
+    [
+        {"betas": (0.5, 0.5)},
+        {"weight_decay": 5.0},
+        {"gradient_clip": 1e-6},
+        {"learning_rate": 1e-3},
+        {"optimizer": "muon"},
+    ],
     ids=str,
 )
 def test_options_of_the_optimiser_leave_the_first_loss_and_change_the_last(pretrain, baseline, options):
@@ -741,11 +747,12 @@ def test_push_to_hub(pretrain, hub_org):
     "kind, log_every, workers",
     [
         ("stored", 1, 0), ("streamed", 1, 0), ("stored", 4, 0), ("augmented recipe", 1, 0), ("streamed recipe", 1, 2),
-        ("streamed labels", 1, 1),
+        ("streamed labels", 1, 1), ("stored, muon", 1, 0),
     ],
 )  # fmt: skip
 def test_resumed_run_equals_the_uninterrupted_one(pretrain, learn, measured, kind, log_every, workers, tmp_path):
     options = {"max_steps": 10, "batch_size": 4, "gradient_accumulation": 2, "checkpoint_every": 3, "keep_last": 9}
+    options |= {"optimizer": "muon" if "muon" in kind else "adamw"}
     options |= {"streaming": "streamed" in kind, "validate_every": 5, "log_every": log_every, "workers": workers}
     if "recipe" in kind:
         augmentation = [{"name": "thinning", "fraction": [0.5, 1]}, {"name": "drift", "zero_sd_ev": 5}]
@@ -789,7 +796,11 @@ def test_resume_with_another_recipe_or_number_of_workers_is_refused(pretrain, me
     pretrain(**options, dataset=write_recipe(tmp_path / "both.yaml"))
 
 
-@pytest.mark.parametrize("options", [{"seed": 5}, {"batch_size": 4}, {"mask_ratio": 0.3}, {"scaling": "log"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"seed": 5}, {"batch_size": 4}, {"mask_ratio": 0.3}, {"scaling": "log"}, {"optimizer": "muon"}],
+    ids=str,
+)
 def test_resume_with_another_task_is_refused(pretrain, options, tmp_path, baseline):
     shutil.copytree(baseline, tmp_path / "run")
     name, value = next(iter(options.items()))
@@ -823,6 +834,10 @@ def test_more_processes_than_accelerate_sees_are_refused(pretrain, monkeypatch):
         ({"weight_decay": -1.0}, "weight_decay must not be negative, but is -1.0"),
         ({"warmup_ratio": 2.0}, r"warmup_ratio must lie in \[0, 1\], but is 2.0"),
         ({"betas": (0.9, 1.0)}, r"betas must be two numbers in \[0, 1\)"),
+        (
+            {"optimizer": "muon", "mixed_precision": "fp16"},
+            "muon goes with bf16 or no mixed_precision, but that is 'f",
+        ),
         ({"mixed_precision": "int8"}, "mixed_precision must be no, bf16 or fp16, but is 'int8'"),
         ({"scaling": "cubic"}, "scaling must be one of .*, but is 'cubic'"),
         ({"trackers": "notebook"}, "The tracker 'notebook' is not installed"),

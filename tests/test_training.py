@@ -23,6 +23,7 @@ from training_xrf import (
     LABEL_FLOOR,
     History,
     LabelValidation,
+    build_optimizers,
     channel_statistics,
     checkpoints,
     encoder_flops,
@@ -34,7 +35,6 @@ from training_xrf import (
     mask_noise,
     masked_loss,
     matrix_peak,
-    parameter_groups,
     read_progress,
     reconstruction_errors,
     regression_flops,
@@ -266,16 +266,43 @@ def test_label_validation_by_hand(accelerator):
 # --- optimisation ---
 
 
-def test_decay_is_for_matrices_only(config):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_decay_is_for_matrices_only(config, optimizer):
     model = XRFForMaskedSpectrumModeling(config)
-    decayed, free = parameter_groups(model, 0.05)
-    assert (decayed["weight_decay"], free["weight_decay"]) == (0.05, 0.0)
-    decayed = {id(parameter) for parameter in decayed["params"]}
-    free = {id(parameter) for parameter in free["params"]}
-    assert len(decayed) + len(free) == len(list(model.parameters()))
+    groups = [group for part in build_optimizers(model, optimizer, 1e-3, 0.05) for group in part.param_groups]
+    decay_of = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
+    assert len(decay_of) == sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
     for name, parameter in model.named_parameters():
         is_matrix = name.endswith("weight") and "layernorm" not in name
-        assert (id(parameter) in decayed) == is_matrix and (id(parameter) in free) != is_matrix, name
+        assert decay_of[id(parameter)] == (0.05 if is_matrix else 0.0), name
+
+
+def test_muon_turns_the_matrices_of_layers_and_adamw_moves_the_rest(config):
+    """A first step of Muon moves a matrix by its gradient with all singular values near 1 in their place (its
+    iteration leaves .7 to 1.2), times the rate and 0.2 sqrt(the longer side)."""
+    rate, changes = 1e-2, {}
+    for optimizer in ("adamw", "muon"):
+        torch.manual_seed(0)
+        model = XRFForMaskedSpectrumModeling(config)
+        before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+        for part in build_optimizers(model, optimizer, rate):
+            part.step()
+        changes[optimizer] = {name: (p.detach() - before[name]) / rate for name, p in model.named_parameters()}
+    turned = 0
+    for name, change in changes["muon"].items():
+        if ".layers." not in name or change.ndim < 2:
+            assert torch.equal(change, changes["adamw"][name]), name
+            continue
+        turned += 1
+        change = change / (0.2 * max(change.shape) ** 0.5)
+        left, sizes, right = torch.linalg.svd(gradients[name], full_matrices=False)
+        clear = sizes > 0.1 * sizes[0]  # smaller ones are not lifted all the way in five iterations
+        along = -(left.T @ change @ right.T).diagonal()[clear]
+        assert clear.sum() > 10 and ((along > 0.6) & (along < 1.3)).all(), (name, along)
+    assert turned == 6 * (config.num_hidden_layers + config.decoder_num_hidden_layers)
 
 
 def test_warm_up_is_linear_and_schedules_end_at_the_minimum():
