@@ -386,34 +386,55 @@ def whole_model(accelerator, model):
 # Optimisation
 
 
-def build_optimizers(
+class MuonAndAdamW(torch.optim.Optimizer):
+    """Muon (Jordan et al. 2024) for some matrices and AdamW for all other parameters, as the one optimiser that a
+    checkpoint, a gradient scaler and FSDP2 expect. Muon's steps have the size of those of AdamW (Liu et al. 2025), so
+    that both share one rate and one weight decay.
+
+    Args:
+        hidden: the matrices that Muon steps.
+        others: groups of parameters for AdamW.
+        lr, weight_decay: of Muon; groups of AdamW bring theirs.
+        betas: of AdamW.
+    """
+
+    def __init__(self, hidden: list[torch.nn.Parameter], others: list[dict], lr, weight_decay, betas):
+        self.parts = (
+            torch.optim.Muon(hidden, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(others, lr=lr, betas=betas, fused=True),
+        )
+        super().__init__([group for part in self.parts for group in part.param_groups], {})
+
+    def step(self, closure=None):
+        """One step of both, on the groups and the state of this optimiser, which loading a checkpoint replaces."""
+        muon, adamw = self.parts
+        muon.param_groups, adamw.param_groups = self.param_groups[:1], self.param_groups[1:]
+        for part in self.parts:
+            part.state = self.state
+            part.step()
+
+
+def build_optimizer(
     model: torch.nn.Module,
-    optimizer: str,
+    name: str,
     learning_rate: float,
     weight_decay: float = 0.0,
     betas: Sequence[float] = (0.9, 0.95),
-) -> list[torch.optim.Optimizer]:
-    """What a step of training steps: AdamW for all parameters (`adamw`), or (`muon`) Muon (Jordan et al. 2024) for the
-    matrices of encoder, decoder and perceptron layers, and AdamW for all others. Muon's steps have the size of those
-    of AdamW (Liu et al. 2025), so that both share one rate and one weight decay, which is for matrices: biases, norms
-    and the two learned tokens are vectors.
-    """
-    groups = {"hidden": [], "matrices": [], "vectors": []}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            kind = "vectors" if parameter.squeeze().ndim < 2 else "matrices"
-            hidden = optimizer == "muon" and kind == "matrices" and ".layers." in name
-            groups["hidden" if hidden else kind].append(parameter)
-    rate = {"lr": learning_rate}
-    others = [
-        {"params": groups["matrices"], "weight_decay": weight_decay},
-        {"params": groups["vectors"], "weight_decay": 0.0},
-    ]
-    optimizers = [torch.optim.AdamW(others, **rate, betas=tuple(betas), fused=True)]
-    if groups["hidden"]:
-        muon = torch.optim.Muon(groups["hidden"], **rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-        optimizers.append(muon)
-    return optimizers
+) -> torch.optim.Optimizer:
+    """AdamW for all parameters (`adamw`), or (`muon`) Muon for the matrices of encoder, decoder and perceptron layers
+    and AdamW for all others. Weight decay is for matrices; biases, norms and the two learned tokens are vectors."""
+    hidden, matrices, vectors = [], [], []
+    for path, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if parameter.squeeze().ndim < 2:
+            vectors.append(parameter)
+        else:
+            (hidden if name == "muon" and ".layers." in path else matrices).append(parameter)
+    others = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    if name == "muon":
+        return MuonAndAdamW(hidden, others, learning_rate, weight_decay, tuple(betas))
+    return torch.optim.AdamW(others, lr=learning_rate, betas=tuple(betas), fused=True)
 
 
 def learning_rate_at(

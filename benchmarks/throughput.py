@@ -335,7 +335,7 @@ def library_step(case: Case, config, device):
     model.set_attn_implementation(case.attention)
     if case.compiled:
         model.compile()
-    (optimizer,) = training_xrf.build_optimizers(model, "adamw", learning_rate=1e-4)
+    optimizer = training_xrf.build_optimizer(model, "adamw", learning_rate=1e-4)
 
     def step(inputs):
         with torch.autocast(device.type, torch.bfloat16, enabled=case.precision == "bf16"):

@@ -129,7 +129,7 @@ def measure(name: str, dataset: str, rocks: Path, seconds: float, seed: int) -> 
         if len(order) < recipe.batch_size:
             order, epoch = torch.randperm(len(train["input_values"]), generator=generator), epoch + 1
         chosen, order = order[: recipe.batch_size], order[recipe.batch_size :]
-        for group in learner.groups():
+        for group in learner.optimizer.param_groups:
             group["lr"] = rate_at(used / budget, recipe.learning_rate)
         learner.step({name: values[chosen] for name, values in train.items()}, epoch, seed)
         step += 1
@@ -190,7 +190,7 @@ class Learner:
         import torch
 
         from modeling_xrf import XRFForMaskedSpectrumModeling
-        from training_xrf import build_optimizers
+        from training_xrf import build_optimizer
 
         self.config = config
         self.model = XRFForMaskedSpectrumModeling(config).train()
@@ -201,10 +201,7 @@ class Learner:
         if recipe.cross_attention:
             self.model.decoder.forward = partial(cross_attention_decoder, self.model.decoder)
         self.model.set_attn_implementation("eager")
-        self.optimizers = build_optimizers(self.model, recipe.optimizer, recipe.learning_rate)
-
-    def groups(self):
-        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        self.optimizer = build_optimizer(self.model, recipe.optimizer, recipe.learning_rate)
 
     def step(self, batch, epoch: int, seed: int) -> None:
         import torch
@@ -213,9 +210,8 @@ class Learner:
             loss = self.loss(batch, epoch, seed)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 0.5)
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
 
     def loss(self, batch, epoch: int, seed: int):
         from corpus_xrf import measured_patches
@@ -255,9 +251,9 @@ class ClassicLearner(Learner):
         from classic import ClassicAutoencoder
 
         self.config, self.model = config, ClassicAutoencoder(config).train()
-        self.optimizers = [
-            torch.optim.AdamW(self.model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
-        ]
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
+        )
 
     def loss(self, batch, epoch: int, seed: int):
         return self.model(batch["input_values"])

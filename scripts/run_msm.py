@@ -563,8 +563,6 @@ def main(argv: list[str] | None = None):
         log_with=trackers or None,
         project_config=ProjectConfiguration(str(folder), logging_dir=output.logging_dir or str(folder / "logs")),
     )
-    if (training.optimizer, accelerator.mixed_precision) == ("muon", "fp16"):
-        raise ValueError("The optimizer muon goes with bf16 or no mixed_precision, but that is 'fp16'; use bf16.")
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if launched != accelerator.num_processes:
         raise ValueError(
@@ -636,12 +634,12 @@ def main(argv: list[str] | None = None):
     accelerator.wait_for_everyone()
     if model_arguments.compile:
         model.compile()  # for another shape, should batches differ in the number of measured patches
-    optimizers = training_xrf.build_optimizers(
+    optimizer = training_xrf.build_optimizer(
         model, training.optimizer, training.learning_rate, training.weight_decay, training.betas
     )
     num_parameters = model.num_parameters()
     training_xrf.set_sharded_precision(accelerator)
-    model, *optimizers = accelerator.prepare(model, *optimizers)
+    model, optimizer = accelerator.prepare(model, optimizer)
     if found:
         accelerator.load_state(str(found[-1]))
     batches = batches_from(first_step * training.gradient_accumulation)
@@ -690,7 +688,7 @@ def main(argv: list[str] | None = None):
             training.warmup_start_factor,
             training.schedule,
         )
-        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        for group in optimizer.param_groups:
             group["lr"] = learning_rate
         parts = [next(batches) for _ in range(training.gradient_accumulation)]
         weights = training_xrf.loss_weights(accelerator, [batch for _, batch in parts], config)
@@ -701,9 +699,8 @@ def main(argv: list[str] | None = None):
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
                     gradient_norm = accelerator.clip_grad_norm_(model.parameters(), training.gradient_clip or math.inf)
-                for optimizer in optimizers:
-                    optimizer.step()
-                    optimizer.zero_grad()
+                optimizer.step()
+                optimizer.zero_grad()
             interval_loss += loss.detach() / training.gradient_accumulation
             timed_flops += flops_of(config, batch["patch_ids"].shape[1])
         interval_steps += 1

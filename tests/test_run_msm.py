@@ -834,10 +834,6 @@ def test_more_processes_than_accelerate_sees_are_refused(pretrain, monkeypatch):
         ({"weight_decay": -1.0}, "weight_decay must not be negative, but is -1.0"),
         ({"warmup_ratio": 2.0}, r"warmup_ratio must lie in \[0, 1\], but is 2.0"),
         ({"betas": (0.9, 1.0)}, r"betas must be two numbers in \[0, 1\)"),
-        (
-            {"optimizer": "muon", "mixed_precision": "fp16"},
-            "muon goes with bf16 or no mixed_precision, but that is 'f",
-        ),
         ({"mixed_precision": "int8"}, "mixed_precision must be no, bf16 or fp16, but is 'int8'"),
         ({"scaling": "cubic"}, "scaling must be one of .*, but is 'cubic'"),
         ({"trackers": "notebook"}, "The tracker 'notebook' is not installed"),

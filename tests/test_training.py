@@ -23,7 +23,7 @@ from training_xrf import (
     LABEL_FLOOR,
     History,
     LabelValidation,
-    build_optimizers,
+    build_optimizer,
     channel_statistics,
     checkpoints,
     encoder_flops,
@@ -269,7 +269,7 @@ def test_label_validation_by_hand(accelerator):
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_decay_is_for_matrices_only(config, optimizer):
     model = XRFForMaskedSpectrumModeling(config)
-    groups = [group for part in build_optimizers(model, optimizer, 1e-3, 0.05) for group in part.param_groups]
+    groups = build_optimizer(model, optimizer, 1e-3, 0.05).param_groups
     decay_of = {id(parameter): group["weight_decay"] for group in groups for parameter in group["params"]}
     assert len(decay_of) == sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
     for name, parameter in model.named_parameters():
@@ -288,8 +288,7 @@ def test_muon_turns_the_matrices_of_layers_and_adamw_moves_the_rest(config):
         for parameter in model.parameters():
             parameter.grad = torch.randn_like(parameter)
         gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
-        for part in build_optimizers(model, optimizer, rate):
-            part.step()
+        build_optimizer(model, optimizer, rate).step()
         changes[optimizer] = {name: (p.detach() - before[name]) / rate for name, p in model.named_parameters()}
     turned = 0
     for name, change in changes["muon"].items():
