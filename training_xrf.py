@@ -95,6 +95,21 @@ def model_inputs(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: batch[name] for name in ("input_values", "attention_mask", "patch_ids")}
 
 
+def build_extractor(
+    config: XRFMaskedConfig, rows, split: str, scaling: str = "sqrt", **options
+) -> XRFFeatureExtractor:
+    """A new feature extractor for a model; the statistics of `channel` scaling come from `rows` of a split."""
+    if scaling == "channel":
+        length = config.spectrum_length
+        unscaled = {"scaling": scaling, "channel_mean": [0.0] * length, "channel_std": [1.0] * length, **options}
+        batches = feature_batches(
+            spread(rows, STATISTICS_SPECTRA), XRFFeatureExtractor.for_config(config, **unscaled), split
+        )
+        mean, sd = channel_statistics(batches, config.patch_size)
+        options.update(channel_mean=mean.tolist(), channel_std=sd.tolist())
+    return XRFFeatureExtractor.for_config(config, scaling=scaling, **options)
+
+
 @torch.no_grad()
 def reconstruction_errors(model, batches: Iterable[dict], corpus_mean: torch.Tensor, seed: int) -> torch.Tensor:
     """Sums over the masked channels of all batches, with one fixed mask per spectrum.

@@ -346,9 +346,8 @@ def config_fields(arguments: ModelArguments) -> dict:
 
 def build_feature_extractor(data: DataArguments, checkpoint: str | None, config, rows, objective: str):
     """The feature extractor of the checkpoint, or one for the options; `channel` statistics come from `rows`."""
-    from corpus_xrf import feature_batches, spread
     from feature_extraction_xrf import XRFFeatureExtractor
-    from training_xrf import STATISTICS_SPECTRA, channel_statistics
+    from training_xrf import build_extractor
 
     names = ("scaling", "limit_to_tube_kv", "lowest_energy_kev")
     options = {name: getattr(data, name) for name in names if getattr(data, name) is not None}
@@ -359,15 +358,7 @@ def build_feature_extractor(data: DataArguments, checkpoint: str | None, config,
         options = {**{name: getattr(extractor, name) for name in names}, **options}
     elif objective == "labels":
         options = {"lowest_energy_kev": LOWEST_ENERGY_KEV, **options}
-    if options.get("scaling") == "channel":
-        length = config.spectrum_length
-        unscaled = {**options, "channel_mean": [0.0] * length, "channel_std": [1.0] * length}
-        batches = feature_batches(
-            spread(rows, STATISTICS_SPECTRA), XRFFeatureExtractor.for_config(config, **unscaled), data.train_split
-        )
-        mean, sd = channel_statistics(batches, config.patch_size)
-        options.update(channel_mean=mean.tolist(), channel_std=sd.tolist())
-    return XRFFeatureExtractor.for_config(config, **options)
+    return build_extractor(config, rows, data.train_split, **options)
 
 
 def open_training_split(data: DataArguments, training: TrainingArguments, recipe, targets=()):
