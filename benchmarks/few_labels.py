@@ -2,12 +2,14 @@
 
     XRF_REAL_DATA=path/to/spectra python benchmarks/few_labels.py --sets mudrock_light_a --methods ridge net_areas
     XRF_REAL_DATA=path/to/spectra python benchmarks/few_labels.py --protocols instruments
+    python benchmarks/few_labels.py --sets simulated_cores --methods max --max_model runs/max-tiny/model
     python benchmarks/few_labels.py --tables
 
-Without options: all sets, all protocols but `five_fold`, all methods, among them the ways of adapting the checkpoint
-`--model`. Every choice of a method is made inside the training part of a split (`protocols_xrf`). Targets of a real
-set are the elements determined in all its samples, in wt%. A row per target is appended to `benchmarks/few_labels.csv`
-as soon as a method is through; `--tables` prints Markdown tables from the last row of each kind.
+Without options: all sets, all protocols but `five_fold`, all methods but `max`, among them the ways of adapting the
+checkpoint `--model`. `max` is full fine-tuning of a masked autoencoder that was pretrained by MAX's recipe. Every
+choice of a method is made inside the training part of a split (`protocols_xrf`). Targets of a real set are those
+determined in all its samples, in wt%. A row per target is appended to `benchmarks/few_labels.csv` as soon as a method
+is through; `--tables` prints Markdown tables from the last row of each kind.
 """
 
 import argparse
@@ -267,6 +269,23 @@ def pretrained_methods(checkpoint: str) -> dict[str, Method]:
     }
 
 
+def max_method(checkpoint: str) -> Method:
+    """MAX's fine-tuning of a masked autoencoder that was pretrained by its recipe."""
+    from fine_tuned import MaxFineTuning
+
+    from evaluation_xrf import MIN_LABELS
+    from feature_extraction_xrf import XRFFeatureExtractor
+    from finetuning_xrf import AdaptedModel, load_encoder
+
+    encoder, extractor = load_encoder(checkpoint), XRFFeatureExtractor.from_pretrained(checkpoint)
+    tune = MaxFineTuning()
+
+    def make(names, seed):
+        return AdaptedModel(lambda rows: tune(encoder, rows, names, seed), extractor, 2 * MIN_LABELS)
+
+    return Method(make, most_labels=100)
+
+
 def methods() -> dict[str, Method]:
     """The classical methods by name."""
     from cnn_peer_xrf import ConvolutionalPeer
@@ -418,8 +437,9 @@ def main():
     default = [name for name in PROTOCOLS if name != "five_fold"]
     parser.add_argument("--protocols", nargs="+", choices=PROTOCOLS, default=default, help="where a set allows them")
     names = [*known, *PRETRAINED]
-    parser.add_argument("--methods", nargs="+", choices=names, default=names, help="what is compared")
+    parser.add_argument("--methods", nargs="+", choices=[*names, "max"], default=names, help="what is compared")
     parser.add_argument("--model", default=str(CHECKPOINT), help="checkpoint that the pretrained methods adapt")
+    parser.add_argument("--max_model", help="checkpoint that max fine-tunes")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="of draws and of networks")
     parser.add_argument("--num_labels", type=int, nargs="+", default=[0, 5, 10, 25, 50, 100, 500], help="few_labels")
     parser.add_argument("--num_transfer", type=int, nargs="+", default=[0, 5, 10], help="samples on both instruments")
@@ -435,6 +455,10 @@ def main():
     folder = real_data.FOLDER if options.sets == ["simulated_cores"] else real_data.required()
     if set(options.methods) & set(PRETRAINED):
         known |= pretrained_methods(options.model)
+    if "max" in options.methods:
+        if options.max_model is None:
+            raise ValueError("max has no checkpoint to fine-tune; name one with --max_model.")
+        known["max"] = max_method(options.max_model)
     origin = provenance()
     for set_name in options.sets:
         load, sensible = SETS[set_name]

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from adaptation_xrf import adapt
-from finetuning_xrf import LabelledSpectra, layerwise_parameter_groups, lora_model
+from finetuning_xrf import LabelledSpectra, layerwise_parameter_groups, lora_model, regression_model
 from modeling_xrf import XRFForRegression
 from peers_xrf import inner_folds
 
@@ -43,6 +43,17 @@ class FineTuning:
 
     def __call__(self, base, rows: LabelledSpectra, target_names, seed: int) -> XRFForRegression:
         """A new model for the targets, fitted to the rows."""
+        start, labels = self._start(base, rows, target_names, seed)
+        groups = None if rows.groups is None else np.asarray(rows.groups)
+        errors = np.zeros(MAX_EPOCHS)
+        for training, held_out in inner_folds(len(labels), groups):
+            models = self._train(start, rows, labels, training, MAX_EPOCHS, seed)
+            errors += [self._error(model.eval(), rows, labels, held_out).item() for model in models]
+        *_, model = self._train(start, rows, labels, np.arange(len(labels)), int(np.argmin(errors)) + 1, seed)
+        return (model.merge_and_unload() if self.lora else model).eval()
+
+    def _start(self, base, rows: LabelledSpectra, target_names, seed: int):
+        """The model that training begins with, and the labels `(N, T)` as they are learnt."""
         units = ["wt%"] * len(target_names)
         nothing = LabelledSpectra(
             *(values[:0] for values in (rows.input_values, rows.attention_mask, rows.labels)), None
@@ -53,13 +64,7 @@ class FineTuning:
             torch.manual_seed(seed)
             start = XRFForRegression(start.config)
             start.config.target_mean, start.config.target_std = labels.nanmean(0).tolist(), nan_sd(labels).tolist()
-        groups = None if rows.groups is None else np.asarray(rows.groups)
-        errors = np.zeros(MAX_EPOCHS)
-        for training, held_out in inner_folds(len(labels), groups):
-            models = self._train(start, rows, labels, training, MAX_EPOCHS, seed)
-            errors += [self._error(model.eval(), rows, labels, held_out).item() for model in models]
-        *_, model = self._train(start, rows, labels, np.arange(len(labels)), int(np.argmin(errors)) + 1, seed)
-        return (model.merge_and_unload() if self.lora else model).eval()
+        return start, labels
 
     def _train(self, start, rows, labels, chosen, num_epochs: int, seed: int) -> Iterator[torch.nn.Module]:
         """The model after each epoch on the `chosen` rows."""
@@ -79,28 +84,42 @@ class FineTuning:
                 if self.mixup:
                     share = float(shares.beta(self.mixup, self.mixup))
                     values, wanted = (share * each + (1 - share) * each.flip(0) for each in (values, wanted))
-                outputs = model(input_values=values, attention_mask=rows.attention_mask[batch])
                 optimizer.zero_grad()
-                relative_error(outputs, wanted, spread).backward()
+                self._loss(model, values, rows.attention_mask[batch], wanted, spread).backward()
                 optimizer.step()
             yield model
 
     @torch.no_grad()
     def _error(self, model, rows, labels, chosen) -> torch.Tensor:
-        outputs = model(input_values=rows.input_values[chosen], attention_mask=rows.attention_mask[chosen])
-        return relative_error(outputs, labels[chosen], nan_sd(labels))
+        values, measured = rows.input_values[chosen], rows.attention_mask[chosen]
+        return self._loss(model, values, measured, labels[chosen], nan_sd(labels))
+
+    def _loss(self, model, values, measured, labels, spread: torch.Tensor) -> torch.Tensor:
+        """Mean squared error of ln(prediction) in units of the labels' `spread`, over the labels that are there."""
+        predictions = model(input_values=values, attention_mask=measured).predictions
+        present = ~labels.isnan()
+        residual = (predictions.clamp(min=1e-6).log() - labels.nan_to_num()) / spread
+        return torch.where(present, residual.square(), 0.0).sum() / present.sum().clamp(min=1)
+
+
+@dataclass(frozen=True)
+class MaxFineTuning(FineTuning):
+    """As MAX (arXiv 2410.12330) does: a new head on the CLS token of a masked autoencoder, all weights at one rate,
+    standardised labels as they are. Its rate of 1e-5 is for thousands of labels; the default is for few."""
+
+    layer_decay: float = 1.0
+
+    def _start(self, base, rows: LabelledSpectra, target_names, seed: int):
+        labels = rows.labels
+        return regression_model(base, target_names, ["wt%"] * len(target_names), labels, pooling="cls"), labels
+
+    def _loss(self, model, values, measured, labels, spread: torch.Tensor) -> torch.Tensor:
+        return model(input_values=values, attention_mask=measured, labels=labels).loss
 
 
 def nan_sd(labels: torch.Tensor) -> torch.Tensor:
     """Standard deviation `(T,)` of the labels `(N, T)` that are there, at least 0.01."""
     return torch.from_numpy(np.nanstd(labels.numpy(), axis=0)).clamp(min=0.01)
-
-
-def relative_error(outputs, labels: torch.Tensor, spread: torch.Tensor) -> torch.Tensor:
-    """Mean squared error of ln(prediction) in units of the labels' `spread`, over the labels that are there."""
-    present = ~labels.isnan()
-    residual = (outputs.predictions.clamp(min=1e-6).log() - labels.nan_to_num()) / spread
-    return torch.where(present, residual.square(), 0.0).sum() / present.sum().clamp(min=1)
 
 
 WAYS = {

@@ -1,0 +1,52 @@
+"""`benchmarks/fine_tuned.py`: ways to fine-tune learn what there is to learn, and leave the checkpoint alone."""
+
+import numpy as np
+import pytest
+import torch
+
+from configuration_xrf import XRFMaskedConfig
+from finetuning_xrf import LabelledSpectra
+from modeling_xrf import XRFForRegression
+
+BENCHMARK = "fine_tuned"
+
+
+@pytest.fixture(scope="module")
+def base():
+    """A model of random weights that predicts CaO, about 5 wt%, from a perceptron."""
+    torch.manual_seed(0)
+    config = XRFMaskedConfig(
+        spectrum_length=128, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        perceptron_size=32, pooling="cls", target_names=["CaO"], target_units=["wt%"], target_transform=["log"],
+        target_mean=[1.6], target_std=[0.5], target_min=[0.0], target_max=[100.0],
+    )  # fmt: skip
+    return XRFForRegression(config).eval()
+
+
+@pytest.fixture(scope="module")
+def rows():
+    """60 spectra with a peak as high as the root of their label, of which ten have none."""
+    rng = np.random.default_rng(0)
+    labels = rng.uniform(1, 20, (60, 1))
+    peak = np.exp(-0.5 * ((np.arange(128) - 40) / 3) ** 2)
+    values = np.sqrt(labels) * peak + 0.05 * rng.standard_normal((60, 128))
+    labels[50:] = np.nan
+    tensors = (
+        torch.from_numpy(values).float(),
+        torch.ones(60, 8, dtype=torch.uint8),
+        torch.from_numpy(labels).float(),
+    )
+    return LabelledSpectra(*tensors, np.arange(60) // 30)
+
+
+@pytest.mark.parametrize("way", ["full_mixup", "lora", "scratch", "max"])
+def test_fine_tuning_learns_and_leaves_the_base_as_it_was(benchmark, base, rows, way):
+    tune = benchmark.MaxFineTuning() if way == "max" else benchmark.WAYS[way]
+    before = {name: values.clone() for name, values in base.state_dict().items()}
+    model = tune(base.xrf if way == "max" else base, rows, ["CaO"], seed=0)
+    assert all(torch.equal(before[name], values) for name, values in base.state_dict().items())
+    assert model.config.target_transform == ["linear" if way == "max" else "log"]
+    with torch.no_grad():
+        predicted = model(rows.input_values, attention_mask=rows.attention_mask).predictions[:50, 0]
+    labels = rows.labels[:50, 0]
+    assert (predicted - labels).square().mean() < 0.25 * labels.var()
