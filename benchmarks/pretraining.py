@@ -41,6 +41,7 @@ MEASURES = ("light", "trace", "obsidians", "zero_light", "caco3")
 COLUMNS = ("date", "commit", "hardware", "recipe", "seed", "seconds", "steps", "spectra", *MEASURES)
 BASE = {"first_channel_kev": 0.86, "patch_size": 32, "pooling": "cls"}
 LOWEST_ENERGY_KEV = 0.85
+LEAST_RATE = 1e-3  # of Poisson counts, in units of a spectrum's mean
 DRAWS = SimpleNamespace(seeds=[0, 1, 2], num_labels=[100])
 
 
@@ -225,15 +226,16 @@ def stream(rows, extractor, config, batch_size: int, seed: int, targets):
 
 
 def poisson_loss(model, batch, epoch: int, config, seed: int):
-    """Half the deviance of Poisson counts from softplus of the reconstruction, for `sqrt` scaling, whose squares are
-    counts in units of a spectrum's mean; a mean over the channels of hidden patches."""
+    """Half the deviance of Poisson counts from softplus of the reconstruction and a floor, for `sqrt` scaling, whose
+    squares are counts in units of a spectrum's mean; a mean over the channels of hidden patches."""
     import torch
 
     from training_xrf import mask_noise, model_inputs
 
     noise = mask_noise(batch["sample_id"], config.num_patches, seed, epoch)
     outputs = model(**model_inputs(batch), noise=noise)
-    rates, counts = torch.nn.functional.softplus(outputs.reconstruction.float()), batch["input_values"].square()
+    rates = torch.nn.functional.softplus(outputs.reconstruction.float()) + LEAST_RATE
+    counts = batch["input_values"].square()
     deviance = rates - counts + torch.xlogy(counts, counts / rates)
     hidden = outputs.mask.repeat_interleave(config.patch_size, dim=1)
     return (deviance * hidden).sum() / hidden.sum()
