@@ -436,8 +436,8 @@ def build_optimizer(
     weight_decay: float = 0.0,
     betas: Sequence[float] = (0.9, 0.95),
 ) -> torch.optim.Optimizer:
-    """AdamW for all parameters (`adamw`), or (`muon`) Muon for the matrices of encoder, decoder and perceptron layers
-    and AdamW for all others. Weight decay is for matrices; biases, norms and the two learned tokens are vectors."""
+    """AdamW for all parameters (`adamw`), or (`muon`) Muon for the matrices of the layers and of the perceptron, and
+    AdamW for all others. Weight decay is for matrices; biases, norms and the two learned tokens are vectors."""
     hidden, matrices, vectors = [], [], []
     for path, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -445,7 +445,8 @@ def build_optimizer(
         if parameter.squeeze().ndim < 2:
             vectors.append(parameter)
         else:
-            (hidden if name == "muon" and ".layers." in path else matrices).append(parameter)
+            hidden_layer = ".layers." in path or ".perceptron." in path
+            (hidden if name == "muon" and hidden_layer else matrices).append(parameter)
     others = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     if name == "muon":
         return MuonAndAdamW(hidden, others, learning_rate, weight_decay, tuple(betas))
