@@ -64,6 +64,10 @@ class Recipe:
     learning_rate: float = 1e-3
     changes: tuple[tuple[str, object], ...] = ()
 
+    @property
+    def learns_labels(self) -> bool:
+        return not {"labels", "both"}.isdisjoint(self.stages)
+
     def but(self, **changes) -> "Recipe":
         config = [(name, changes.pop(name)) for name in list(changes) if name not in Recipe.__dataclass_fields__]
         return replace(self, changes=(*self.changes, *config), **changes)
@@ -71,6 +75,7 @@ class Recipe:
 
 MASKED, LABELS = Recipe(), Recipe(("labels",))
 TWO_STAGES = Recipe(("masked", "labels"))
+MUON = {"optimizer": "muon", "batch_size": 128, "learning_rate": 2e-3}
 PERCEPTRON = {"num_hidden_layers": 0, "perceptron_size": 512, "patch_size": 64}
 RECIPES = {
     "random weights": Recipe(()),
@@ -91,13 +96,15 @@ RECIPES = {
     "masked, Poisson": MASKED.but(poisson=True),
     "masked, decoder of 1 layer": MASKED.but(decoder_num_hidden_layers=1),
     "masked, decoder of 4 layers": MASKED.but(decoder_num_hidden_layers=4),
-    "masked, Muon": MASKED.but(optimizer="muon", batch_size=128, learning_rate=2e-3),
-    "labels, Muon": LABELS.but(optimizer="muon", batch_size=128, learning_rate=2e-3),
+    "masked, Muon": MASKED.but(**MUON),
+    "labels, Muon": LABELS.but(**MUON),
+    "masked, then labels, Muon": TWO_STAGES.but(**MUON),
     "labels, patch 16": LABELS.but(patch_size=16),
     "labels, patch 64": LABELS.but(patch_size=64),
     "labels, mean pooling": LABELS.but(pooling="mean"),
     "labels, perceptron": LABELS.but(batch_size=256, **PERCEPTRON),
-    "labels, perceptron, Muon": LABELS.but(optimizer="muon", batch_size=1024, learning_rate=2e-3, **PERCEPTRON),
+    "labels, perceptron, Muon": LABELS.but(**MUON | {"batch_size": 1024}, **PERCEPTRON),
+    "labels, perceptron, Muon, channel": LABELS.but(**MUON | {"batch_size": 1024}, scaling="channel", **PERCEPTRON),
     "labels, perceptron, any": LABELS.but(batch_size=256, corpora=("any",), **PERCEPTRON),
     "labels, perceptron, handheld": LABELS.but(batch_size=256, corpora=("handheld",), **PERCEPTRON),
     "labels, perceptron, log": LABELS.but(batch_size=256, scaling="log", **PERCEPTRON),
@@ -134,9 +141,10 @@ def measure(name: str, corpora: Path, folder: Path, seconds: float, seed: int) -
     import torch
 
     torch.set_num_threads(1)
+    recipe = RECIPES[name]
     with tempfile.TemporaryDirectory() as checkpoint:
-        row = pretrain(RECIPES[name], corpora, seconds, seed, checkpoint)
-        return row | downstream(checkpoint, folder, "labels" in name)
+        row = pretrain(recipe, corpora, seconds, seed, checkpoint)
+        return row | downstream(checkpoint, folder, recipe.learns_labels)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -154,16 +162,15 @@ def pretrain(recipe: Recipe, corpora: Path, seconds: float, seed: int, checkpoin
     torch.manual_seed(seed)
     training_xrf.keep_freed_memory()
     rows = training_rows(recipe, corpora)
-    fields, labelled = {}, recipe.stages not in ((), ("masked",))
-    if labelled:
+    fields = {}
+    if recipe.learns_labels:
         fields = label_fields(rows) | {"regression_loss": "gaussian"}
     config = XRFMaskedConfig.from_size("tiny", **BASE | dict(recipe.changes), **fields)
     masked = XRFForMaskedSpectrumModeling(config)
-    regression = XRFForRegression(config) if labelled else None
     model = torch.nn.ModuleDict({"masked": masked})
-    if labelled:
-        regression.xrf = masked.xrf
-        model["labels"] = regression
+    if recipe.learns_labels:
+        model["labels"] = XRFForRegression(config)
+        model["labels"].xrf = masked.xrf
     for part in model.values():
         part.train().set_attn_implementation("eager")
     extractor = training_xrf.build_extractor(
@@ -190,7 +197,7 @@ def pretrain(recipe: Recipe, corpora: Path, seconds: float, seed: int, checkpoin
             optimizer.zero_grad()
             steps += 1
         used += spent
-    (regression or masked).save_pretrained(checkpoint)
+    model["labels" if recipe.learns_labels else "masked"].save_pretrained(checkpoint)
     extractor.save_pretrained(checkpoint)
     return {"seconds": round(used), "steps": steps, "spectra": steps * recipe.batch_size}
 

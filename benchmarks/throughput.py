@@ -192,6 +192,7 @@ def measure_run(case: Case, corpora: dict[str, Path], seconds: float) -> dict:
             "dataset": corpora[case.spectra], "output_dir": folder, "model_size": case.size, "trackers": "none",
             "batch_size": case.batch_size, "mixed_precision": {"fp32": "no"}.get(case.precision, case.precision),
             "log_every": log_every, "max_steps": (LEAST_BLOCKS + 1) * log_every, "validate_every": 0,
+            "optimizer": "adamw",
         }  # fmt: skip
         command = [sys.executable, ROOT / "scripts" / "run_msm.py"]
         command += [text for name, value in options.items() for text in (f"--{name}", str(value))]

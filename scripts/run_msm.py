@@ -149,8 +149,8 @@ class TrainingArguments:
     warmup_steps: int | None = field(default=None, metadata={"help": "their number, in place of warmup_ratio"})
     warmup_start_factor: float = field(default=0.0, metadata={"help": "rate of the first step, as a share; MAX: 0.5"})
     optimizer: Literal["adamw", "muon"] = field(
-        default="adamw",
-        metadata={"help": "AdamW, or Muon for the matrices of layers and perceptron and AdamW for the rest"},
+        default="muon",
+        metadata={"help": "Muon for the matrices of layers and perceptron and AdamW for the rest, or AdamW for all"},
     )
     weight_decay: float = field(default=0.0, metadata={"help": "for matrices"})
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95], metadata={"help": "the two betas of AdamW"})

@@ -74,7 +74,7 @@ def sources(tmp_path_factory):
 def arguments(options):
     defaults = {
         "max_steps": STEPS, "learning_rate": 1e-2, "log_every": 1, "validate_every": 8, "trackers": "none",
-        "mixed_precision": "no",
+        "mixed_precision": "no", "optimizer": "adamw",
     }  # fmt: skip
     argv = []
     for name, value in {**defaults, **options}.items():

@@ -99,7 +99,8 @@ def pretrain(corpus, config_file, tmp_path_factory):
     def run(**options):
         options = {
             "dataset": corpus, "config_file": config_file, "batch_size": 8, "max_steps": STEPS, "learning_rate": 1e-2,
-            "log_every": 1, "validate_every": 0, "trackers": "none", "mixed_precision": "no", **options,
+            "log_every": 1, "validate_every": 0, "trackers": "none", "mixed_precision": "no", "optimizer": "adamw",
+            **options,
         }  # fmt: skip
         options.setdefault("output_dir", tmp_path_factory.mktemp("runs") / "run")
         argv = []
@@ -273,6 +274,10 @@ def test_options_of_the_optimiser_leave_the_first_loss_and_change_the_last(pretr
     reference = records(pretrain(warmup_steps=0))
     assert losses[0] == reference[0] == records(baseline)[0]
     assert losses[-1] != pytest.approx(reference[-1], rel=1e-3)
+
+
+def test_muon_is_the_default(pretrain):
+    assert records(pretrain(optimizer=None)) == records(pretrain(optimizer="muon"))
 
 
 def test_gradient_clip_0_is_no_clipping_and_the_norm_is_that_before_it(pretrain):
