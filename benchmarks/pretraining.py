@@ -176,9 +176,10 @@ def pretrain(recipe: Recipe, corpora: Path, seconds: float, seed: int, checkpoin
     extractor = training_xrf.build_extractor(
         config, rows, "train", scaling=recipe.scaling, lowest_energy_kev=LOWEST_ENERGY_KEV
     )
-    squared = partial(training_xrf.masked_loss, config=config, seed=seed)
-    masked_loss = partial(poisson_loss, config=config, seed=seed) if recipe.poisson else squared
-    losses = {"masked": masked_loss, "labels": partial(training_xrf.label_loss, config=config)}
+    losses = {
+        "masked": partial(poisson_loss if recipe.poisson else training_xrf.masked_loss, config=config, seed=seed),
+        "labels": partial(training_xrf.label_loss, config=config),
+    }
     used, steps = 0.0, 0
     for stage in recipe.stages:
         parts = list(losses) if stage == "both" else [stage]

@@ -75,7 +75,7 @@ def test_random_weights_are_measured_as_they_are(pretrain):
     assert (row["steps"], row["spectra"]) == (0, 0) and isinstance(model, XRFModel)
 
 
-def test_stages_share_the_time_and_hand_on_the_encoder(pretrain, benchmark):
+def test_stages_share_the_time_and_hand_on_the_encoder(pretrain):
     first, masked = pretrain("masked", 1.0)
     row, model = pretrain("masked, then labels", 4.0)
     assert isinstance(masked, XRFModel) and model.config.target_names == ["CaO"]
@@ -91,9 +91,8 @@ def test_labels_are_learnt_from_all_corpora(pretrain, benchmark, corpora):
     values = np.array(rows["CaO"])
     extractor = build_extractor(model.config, rows, "train")
     spectra = np.array(rows["counts"][:200])
-    found = model(**extractor(spectra, gain_kev=0.02, offset_kev=0.0, tube_kv=10.0, return_tensors="pt")).predictions[
-        :, 0
-    ]
+    features = extractor(spectra, gain_kev=0.02, offset_kev=0.0, tube_kv=10.0, return_tensors="pt")
+    found = model(**features).predictions[:, 0]
     assert np.corrcoef(np.log(values[:200]), found.detach().log())[0, 1] > 0.8
 
 
