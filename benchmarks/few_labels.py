@@ -253,19 +253,13 @@ def pretrained_methods(checkpoint: str) -> dict[str, Method]:
         torch.manual_seed(seed)
         return adapted(names, seed, XRFModel(base.config).eval(), MIN_LABELS)
 
-    def fine_tuned(way):
-        def make(names, seed):
-            return AdaptedModel(lambda rows: WAYS[way](base, rows, names, seed), extractor, 2 * MIN_LABELS)
-
-        return make
-
     return {
         "pretrained": Method(adapted),
         "pretrained_encoder": Method(lambda names, seed: adapted(names, seed, base.xrf, MIN_LABELS)),
         "random_encoder": Method(from_random_weights),
         "pretrained_closed": Method(lambda names, seed: Closed(base, extractor, names), most_labels=0),
         "pretrained_pooled": Method(lambda names, seed: PooledTransfer(adapted(names, seed)), transfer_only=True),
-        **{way: Method(fine_tuned(way), most_labels=100) for way in FINE_TUNED},
+        **{way: fine_tuned(WAYS[way], base, extractor) for way in FINE_TUNED},
     }
 
 
@@ -273,15 +267,19 @@ def max_method(checkpoint: str) -> Method:
     """MAX's fine-tuning of a masked autoencoder that was pretrained by its recipe."""
     from fine_tuned import MaxFineTuning
 
-    from evaluation_xrf import MIN_LABELS
     from feature_extraction_xrf import XRFFeatureExtractor
-    from finetuning_xrf import AdaptedModel, load_encoder
+    from finetuning_xrf import load_encoder
 
-    encoder, extractor = load_encoder(checkpoint), XRFFeatureExtractor.from_pretrained(checkpoint)
-    tune = MaxFineTuning()
+    return fine_tuned(MaxFineTuning(), load_encoder(checkpoint), XRFFeatureExtractor.from_pretrained(checkpoint))
+
+
+def fine_tuned(way, base, extractor) -> Method:
+    """A checkpoint trained by gradient descent, in one of the ways of `fine_tuned.py`."""
+    from evaluation_xrf import MIN_LABELS
+    from finetuning_xrf import AdaptedModel
 
     def make(names, seed):
-        return AdaptedModel(lambda rows: tune(encoder, rows, names, seed), extractor, 2 * MIN_LABELS)
+        return AdaptedModel(lambda rows: way(base, rows, names, seed), extractor, 2 * MIN_LABELS)
 
     return Method(make, most_labels=100)
 
