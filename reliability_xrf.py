@@ -14,7 +14,7 @@ from scipy.stats import norm
 
 from attribution_xrf import standardized_view
 from modeling_xrf import XRFFamiliarity, XRFForRegression
-from training_xrf import LABEL_FLOOR
+from training_xrf import LABEL_FLOOR, model_inputs
 
 COVERAGES = (0.8, 0.9)
 # Errors that the model expects are counted beside those it made, as if this many had been made: they decide where
@@ -66,7 +66,7 @@ def calibrate(model: XRFForRegression, batches: Iterable[dict], coverages: Seque
 
     Args:
         model: changed in place, and left in training mode.
-        batches: dicts with `input_values`, `attention_mask` and `labels`, as a held-out split has them.
+        batches: of `measured_patches` with `labels`, of a held-out split.
     """
     model.eval()
     view, errors, embeddings = standardized_view(model), [], []
@@ -74,7 +74,7 @@ def calibrate(model: XRFForRegression, batches: Iterable[dict], coverages: Seque
     mean, std = (torch.tensor(getattr(model.config, name), dtype=torch.float64) for name in names)
     is_log = torch.tensor([transform == "log" for transform in model.config.target_transform])
     for batch in batches:
-        inputs = {name: batch[name].to(model.device) for name in ("input_values", "attention_mask")}
+        inputs = {name: values.to(model.device) for name, values in model_inputs(batch).items()}
         outputs = view(**inputs)
         labels = batch["labels"].double().cpu()
         labels = torch.where(is_log & (labels <= LABEL_FLOOR), torch.nan, labels)

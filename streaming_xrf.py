@@ -135,6 +135,17 @@ def stream_batches(loader, stream: SpectrumStream, device, first_batch: int = 0)
         raise ValueError(str(error).splitlines()[-1].removeprefix("ValueError: ")) from None
 
 
+def augmented_batches(
+    rows, extractor: XRFFeatureExtractor, split: str, seed: int, augmentation, targets: Sequence[str] = ()
+) -> Iterator[dict]:
+    """Every spectrum of a `datasets.Dataset` once, in its own order, as a `SpectrumStream` hands it out."""
+    rng, first = np.random.default_rng(seed), 0
+    for table in rows.with_format("arrow").iter(ROWS_PER_TABLE):
+        spectra = _augmented(NativeSpectra.from_table(table, targets), augmentation, rng)
+        yield measured_patches(extract_tensors(spectra, range(first, first + len(table)), extractor, split))
+        first += len(table)
+
+
 def _augmented(spectra: NativeSpectra, augmentation, rng) -> NativeSpectra:
     """Spectra with augmented counts, those of one length together."""
     if isinstance(spectra.counts, np.ndarray):

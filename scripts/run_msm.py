@@ -97,6 +97,9 @@ class DataArguments:
         default=None,
         metadata={"help": "labels: targets to learn; by default all that simulated spectra know and vary"},
     )
+    augmentation: str | None = field(
+        default=None, metadata={"help": "YAML file with steps of augmentation; by default the recipe's, if there are"}
+    )
     workers: int = field(
         default=0, metadata={"help": "processes that simulate, augment or read spectra, for each training process"}
     )
@@ -375,8 +378,19 @@ def open_training_split(data: DataArguments, training: TrainingArguments, recipe
     return corpus_xrf.load_split(corpus_xrf.recipe_corpus(recipe, data.data_root), data.train_split)
 
 
-def open_labels(data: DataArguments, training: TrainingArguments, recipe, checkpoint: str | None):
-    """The targets that simulated spectra know and these spectra have.
+def open_augmentation(data: DataArguments, recipe):
+    """What changes training spectra each time they are seen; `None` if nothing does."""
+    from dataset_builder.augmentation import augmentation_from_config, augmentation_from_yaml
+
+    if data.augmentation is not None:
+        augmentation = augmentation_from_yaml(data.augmentation)
+    else:
+        augmentation = augmentation_from_config(recipe.augmentation if recipe else [])
+    return augmentation if augmentation.augmentations else None
+
+
+def open_labels(data: DataArguments, training: TrainingArguments, recipe, augmentation, checkpoint: str | None):
+    """The targets that simulated spectra know, these spectra have and no augmentation changes.
 
     Returns:
         the fields of `XRFMaskedConfig` that describe them, or `None` where a regression checkpoint brings its own, and
@@ -386,16 +400,16 @@ def open_labels(data: DataArguments, training: TrainingArguments, recipe, checkp
     import streaming_xrf
     import training_xrf
     from dataset_builder.simulation import TARGET_NAMES
-    from dataset_builder.simulation.targets import SAMPLE_TARGETS
 
-    known = SAMPLE_TARGETS if recipe and recipe.augmentation else TARGET_NAMES
+    changed = augmentation.changed_targets if augmentation else ()
+    known = [name for name in TARGET_NAMES if name not in changed]
     own = checkpoint_config(checkpoint).target_names if checkpoint else None
     if own and data.targets not in (None, own):
         raise ValueError(f"The checkpoint {checkpoint} predicts {', '.join(own)}; leave --targets out to continue.")
-    targets = data.targets or own or list(known)
+    targets = data.targets or own or known
     for name in targets:
         if name not in known:
-            reason = "the augmentation of the recipe changes it" if name in TARGET_NAMES else "simulations know none"
+            reason = "the augmentation changes it" if name in changed else "simulations know none"
             raise ValueError(f"The target {name!r} cannot be learnt: {reason}; choose from {', '.join(known)}.")
     if own:
         return None, targets
@@ -531,8 +545,8 @@ def main(argv: list[str] | None = None):
     from tqdm.auto import tqdm
 
     import corpus_xrf
+    import streaming_xrf
     import training_xrf
-    from dataset_builder.augmentation import augmentation_from_config
     from figures_xrf import plot_training_curves
     from files_xrf import claim_run_folder
     from hub_xrf import push_repository, save_repository
@@ -572,12 +586,12 @@ def main(argv: list[str] | None = None):
         raise ValueError(f"data_root belongs to a recipe, and the dataset {data.dataset!r} is none; leave it out.")
     if data.streaming and recipe is None and training.max_steps is None:
         raise ValueError("The length of a stream is not known beforehand; give --max_steps.")
-    augmentation = augmentation_from_config(recipe.augmentation) if recipe and recipe.augmentation else None
+    augmentation = open_augmentation(data, recipe)
     set_seed(training.seed)
     labelled, targets = model_arguments.objective == "labels", ()
     if labelled:
         with accelerator.local_main_process_first():
-            fields, targets = open_labels(data, training, recipe, model_arguments.model_name_or_path)
+            fields, targets = open_labels(data, training, recipe, augmentation, model_arguments.model_name_or_path)
         model = build_regression_model(model_arguments, fields)
     else:
         model = build_model(model_arguments)
@@ -613,6 +627,7 @@ def main(argv: list[str] | None = None):
 
     # Prepare.
     fixed = {name: options[name] for name in FIXED_ON_RESUME} | {"processes": accelerator.num_processes}
+    fixed["augmentation"] = repr(augmentation)
     fixed["recipe"] = recipe and hashlib.sha256(repr(recipe.to_dict()).encode()).hexdigest()[:16]
     streamed = data.streaming or augmentation or by_reach
     fixed["workers"] = data.workers if streamed else None  # each reads its own share
@@ -757,7 +772,12 @@ def main(argv: list[str] | None = None):
     whole = training_xrf.whole_model(accelerator, model)
     if accelerator.is_main_process:
         if labelled and validation is not None:
-            calibrate(whole, validation.batches())
+            held_out = map(corpus_xrf.measured_patches, validation.batches())
+            if augmentation:  # intervals shall hold for spectra such as were learnt from
+                held_out = streaming_xrf.augmented_batches(
+                    validation_rows, extractor, data.validation_split, training.seed, augmentation, targets
+                )
+            calibrate(whole, held_out)
         plot_training_curves(str(folder / "figures" / "training.png"), history.records)
         summary = {
             "num_spectra": None if data.streaming else len(train_rows),

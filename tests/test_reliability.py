@@ -6,6 +6,7 @@ import torch
 from scipy.stats import norm
 
 from configuration_xrf import XRFMaskedConfig
+from corpus_xrf import measured_patches
 from modeling_xrf import XRFForRegression
 from reliability_xrf import calibrate, embedding_covariance, fit_familiarity, interval_half_widths, make_familiar
 
@@ -118,9 +119,8 @@ def test_a_pretrained_model_gets_intervals_that_hold_on_spectra_held_out():
     labels = torch.stack([iron, said.predictions[:, 1] + 2.0 * noise[:, 1]], dim=1)
     labels[:50, 1] = torch.nan
     labels[:200, 0] = 0  # not there
-    calibrate(
-        model, [{"input_values": values[:600], "attention_mask": mask[:600], "labels": labels[:600]}], (0.5, 0.9)
-    )
+    held_out = {"input_values": values[:600], "attention_mask": mask[:600], "labels": labels[:600]}
+    calibrate(model, [measured_patches(held_out)], (0.5, 0.9))
     with torch.no_grad():
         said = model.eval()(values[600:], attention_mask=mask[600:])
     inside = (said.lower <= labels[600:, :, None]) & (labels[600:, :, None] <= said.upper)

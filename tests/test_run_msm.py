@@ -681,9 +681,38 @@ def test_augmentation_takes_away_the_states_of_the_instrument(learn, simulated, 
     (tmp_path / "rocks.yaml").write_text(json.dumps(recipe))
     options = {"dataset": tmp_path / "rocks.yaml", "max_steps": 1}
     names = saved_config(learn(**options))["target_names"]
-    assert "Fe" in names and "count_rate" not in names
-    with pytest.raises(ValueError, match="The target 'count_rate' cannot be learnt: the augmentation of the recipe"):
+    assert "Fe" in names and "zero_drift" in names and "count_rate" not in names
+    with pytest.raises(ValueError, match="The target 'count_rate' cannot be learnt: the augmentation changes it"):
         learn(**options, targets="count_rate")
+
+
+def test_augmentation_in_a_file_goes_before_that_of_the_recipe(learn, simulated, stored_labels, tmp_path):
+    for name, steps in (("drift", [{"name": "drift", "zero_sd_ev": 5}]), ("none", [])):
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(steps))
+    drifted, plain = {"augmentation": tmp_path / "drift.yaml"}, {"augmentation": tmp_path / "none.yaml"}
+    assert not {"gain_drift", "zero_drift"} & {*saved_config(learn(**drifted, max_steps=1))["target_names"]}
+    recipe = json.loads(simulated.read_text()) | {"augmentation": [{"name": "drift", "zero_sd_ev": 5}]}
+    (tmp_path / "rocks.yaml").write_text(json.dumps(recipe))
+    assert "zero_drift" in saved_config(learn(**plain, dataset=tmp_path / "rocks.yaml", max_steps=1))["target_names"]
+    stored = {"dataset": stored_labels, "streaming": False, "max_steps": 3, "lowest_energy_kev": 0.0}
+    first = learn(**stored, **drifted)
+    assert records(first) != records(learn(**stored, **plain)) and records(first) == records(
+        learn(**stored, **drifted)
+    )
+    with pytest.raises(ValueError, match="was written with augmentation .*Drift.*, but the run to resume has"):
+        learn(**stored, **plain, output_dir=first, resume=True)
+
+
+def test_intervals_are_those_of_augmented_spectra(learn, stored_labels, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("reliability_xrf.calibrate", lambda model, batches: seen.append(list(batches)))
+    options = {"dataset": stored_labels, "streaming": False, "lowest_energy_kev": 0.0, "max_steps": 1}
+    for name, steps in (("none", []), ("thin", [{"name": "thinning", "fraction": [0.1, 0.1], "least_counts": 0}])):
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(steps))
+        learn(**options, augmentation=tmp_path / f"{name}.yaml", validate_every=1, scaling="log")
+    plain, thinned = (torch.cat([batch["input_values"] for batch in batches]) for batches in seen)
+    assert len(plain) == len(thinned) == 16
+    assert 0 < thinned.sum() < 0.7 * plain.sum()  # ln(1 + counts) of a tenth of them
 
 
 def test_bf16_learns_labels_too(learn, learnt):

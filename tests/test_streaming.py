@@ -23,6 +23,7 @@ from streaming_xrf import (
     SpectrumStream,
     StoredSpectra,
     StreamedRows,
+    augmented_batches,
     first_labels,
     held_out_rows,
     recipe_mixture,
@@ -377,6 +378,22 @@ def test_augmentation_works_on_native_counts_and_repeats_with_the_seed(corpus, e
     assert torch.equal(counts(half), thinned) and not torch.equal(counts(half, seed=1), thinned)
     first_pass, second_pass = thinned[:60], thinned[60:]
     assert not torch.equal(first_pass.sum(1).sort().values, second_pass.sum(1).sort().values)  # drawn anew
+
+
+def test_every_spectrum_of_a_split_is_augmented_once(corpus, extractor, monkeypatch):
+    monkeypatch.setattr(streaming_xrf, "ROWS_PER_TABLE", 25)
+    rows = load_split(corpus, "train").add_column("Fe", list(range(60)))
+    whole = np.array(rows["counts"])
+    for share in (1.0, 0.5):
+        thinning = Thinning((share, share), least_counts=0)
+        batches = list(augmented_batches(rows, extractor, "train", 0, thinning, ("Fe",)))
+        assert [len(batch["labels"]) for batch in batches] == [25, 25, 10]
+        found = torch.cat([batch["input_values"] for batch in batches]).double().expm1().numpy()
+        assert torch.cat([batch["labels"] for batch in batches])[:, 0].tolist() == list(range(60))
+        if share == 1:
+            np.testing.assert_allclose(found, whole, rtol=1e-4)
+        else:
+            assert found.sum() / whole.sum() == pytest.approx(0.5, abs=0.005) and (found < whole + 0.1).all()
 
 
 def test_augmentation_of_different_lengths(tmp_path, extractor):
