@@ -277,9 +277,56 @@ def floored_labels(labels: torch.Tensor, config: XRFMaskedConfig) -> torch.Tenso
     return torch.maximum(labels, labels.new_tensor(lowest))  # NaN stays NaN
 
 
-def label_loss(model, batch: dict[str, torch.Tensor], epoch: int, config: XRFMaskedConfig) -> torch.Tensor:
-    """Loss of `XRFForRegression` (perhaps wrapped by accelerate) on one batch of a stream with labels; `epoch` plays
-    no part."""
+class UncertainEfficiency:
+    """What may be wrong in the simulation of an instrument: tube, path and detector let through another share of the
+    photons of each energy than was thought. Every spectrum is multiplied by a smooth random curve, each time by
+    another one, so that a model does not take the simulation for more exact than it is.
+
+    The logarithm of the curve is white noise smoothed by a Gaussian of standard deviation `LENGTH_KEV`: at energies d
+    apart it correlates by exp(-d^2 / (4 LENGTH_KEV^2)).
+
+    Args:
+        extractor (`XRFFeatureExtractor`): gives energies to channels; its scaling must be `sqrt`, of which counts can
+            be multiplied without knowing them.
+        ln_sd (`float`): standard deviation of the curve's logarithm.
+        seed (`int`): of the run.
+
+    Raises:
+        ValueError: another scaling.
+    """
+
+    LENGTH_KEV = 0.3
+
+    def __init__(self, extractor: XRFFeatureExtractor, ln_sd: float, seed: int):
+        if extractor.scaling != "sqrt":
+            raise ValueError(f"An uncertain efficiency needs the scaling sqrt, but this is {extractor.scaling!r}.")
+        energy_kev, length_kev = extractor.energy_kev, self.LENGTH_KEV
+        centers = np.arange(energy_kev[0] - 4 * length_kev, energy_kev[-1] + 5 * length_kev, length_kev)
+        waves = np.exp(-0.5 * ((energy_kev - centers[:, None]) / length_kev) ** 2)
+        self.waves = torch.from_numpy(ln_sd * waves / np.sqrt(np.square(waves).sum(axis=0))).float()  # (waves, L)
+        self.seed = seed
+
+    def __call__(self, batch: dict[str, torch.Tensor], epoch: int) -> dict[str, torch.Tensor]:
+        """A batch with other `input_values`, which depend on nothing but the spectra's numbers, seed and epoch."""
+        values = batch["input_values"]
+        self.waves = self.waves.to(values.device)
+        even = mask_noise(batch["sample_id"], len(self.waves), self.seed, epoch)
+        curve = torch.special.ndtri(even + 2**-25) @ self.waves
+        changed = values * torch.exp(0.5 * curve)
+        size = values.square().sum(1, keepdim=True) / changed.square().sum(1, keepdim=True)  # the mean count stays 1
+        return {**batch, "input_values": changed * size.sqrt()}
+
+
+def label_loss(
+    model,
+    batch: dict[str, torch.Tensor],
+    epoch: int,
+    config: XRFMaskedConfig,
+    efficiency: UncertainEfficiency | None = None,
+) -> torch.Tensor:
+    """Loss of `XRFForRegression` (perhaps wrapped by accelerate) on one batch of a stream with labels."""
+    if efficiency is not None:
+        batch = efficiency(batch, epoch)
     return model(**model_inputs(batch), labels=floored_labels(batch["labels"], config)).loss
 
 

@@ -38,7 +38,6 @@ INSTRUMENTS = {
 }
 AUGMENTATIONS = (
     {"name": "thinning", "fraction": [0.1, 1.0]},
-    {"name": "efficiency", "ln_sd": 0.1, "length_kev": 0.3},
     {"name": "drift", "gain_sd": 0.003, "zero_sd_ev": 10},
     {"name": "broadening", "fwhm_ev": [0, 60]},
     {"name": "pile_up", "fraction": [0, 0.02]},

@@ -1,5 +1,5 @@
-"""Augmentations of native counts that could have happened in an instrument: a lower dose, another efficiency, a
-drifted energy scale, a wider peak, more pile-up.
+"""Augmentations of native counts that could have happened in an instrument: a lower dose, a drifted energy scale, a
+wider peak, more pile-up.
 
 All work photon by photon, in distribution: counts stay whole numbers, and Poisson counts stay Poisson where physics
 keeps them so. They change counts and never the calibration, which stays the nominal one that a file would state. An
@@ -15,14 +15,12 @@ are what it makes untrue of the targets that simulated spectra have.
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
 FWHM_PER_SIGMA = 2.3548
-KERNEL_SIGMAS = 4  # where Gaussians are cut off; 6e-5 of one lie beyond
-GRID_STEP = 0.2  # of the grid that the curve of `Efficiency` is worked out on, in units of its length
+KERNEL_SIGMAS = 4  # where the Gaussian of `Broadening` is cut off; 6e-5 of it lie beyond
 
 
 @dataclass(frozen=True)
@@ -50,51 +48,6 @@ class Thinning:
         fraction = np.exp(rng.uniform(*np.log(self.fraction), len(counts)))
         enough = np.minimum(self.least_counts / np.maximum(counts.sum(axis=1), 1), 1)
         return rng.binomial(counts, np.maximum(fraction, enough)[:, None])
-
-
-@dataclass(frozen=True)
-class Efficiency:
-    """Another efficiency of tube, path and detector than the one that was thought of: every photon is kept with a
-    probability that follows a smooth random curve of its energy, another one for every spectrum.
-
-    The logarithm of the curve is white noise smoothed by a Gaussian, so at energies d apart it correlates by
-    exp(-d^2 / (4 length_kev^2)). No energy is kept more often than always: the curve counts relative to its highest
-    point. Whoever learns from spectra changed so does not take the simulation of an instrument for more exact than it
-    is.
-
-    Args:
-        ln_sd (`float`): standard deviation of the curve's logarithm, 0.1 for about 10 %.
-        length_kev (`float`): standard deviation of the Gaussian in keV.
-    """
-
-    changed_targets: ClassVar = ("count_rate",)
-    ln_sd: float
-    length_kev: float
-
-    def __post_init__(self):
-        if not 0 <= self.ln_sd <= 1:
-            raise ValueError(f"ln_sd of Efficiency must lie in [0, 1], but is {self.ln_sd}; 0.1 means about 10 %.")
-        if not 0.05 <= self.length_kev < np.inf:
-            raise ValueError(f"length_kev of Efficiency must be at least 0.05 keV, but is {self.length_kev}.")
-
-    def __call__(self, counts, gain_kev, offset_kev, rng) -> np.ndarray:
-        counts, gain_kev, offset_kev = _checked(counts, gain_kev, offset_kev)
-        energy_kev = offset_kev[:, None] + gain_kev[:, None] * np.arange(counts.shape[1])
-        grid_kev = np.arange(energy_kev.min(), energy_kev.max() + self.length_kev, GRID_STEP * self.length_kev)
-        waves = smooth_basis(grid_kev, self.length_kev)
-        curves = self.ln_sd * rng.standard_normal((len(counts), len(waves))) @ waves
-        rows = zip(energy_kev, curves, strict=True)
-        kept = np.stack([np.interp(energies, grid_kev, curve) for energies, curve in rows])
-        return rng.binomial(counts, np.exp(kept - kept.max(axis=1, keepdims=True)))
-
-
-def smooth_basis(energy_kev, length_kev: float) -> np.ndarray:
-    """Functions `(waves, energies)` whose sum with standard normal weights is a smooth random curve of unit variance:
-    Gaussians one standard deviation apart."""
-    spread = KERNEL_SIGMAS * length_kev
-    centers = np.arange(energy_kev.min() - spread, energy_kev.max() + spread + length_kev, length_kev)
-    waves = np.exp(-0.5 * ((energy_kev - centers[:, None]) / length_kev) ** 2)
-    return waves / np.sqrt(np.square(waves).sum(axis=0))
 
 
 @dataclass(frozen=True)
@@ -235,8 +188,8 @@ def _paired(counts, zero_channels, rng):
 class Compose:
     """One augmentation after another.
 
-    In an instrument photons are first lost to a lower dose and efficiency, then pile up, are blurred by noise and put
-    on a drifted scale; give them in that order.
+    In an instrument photons are first lost to a lower dose, then pile up, are blurred by noise and put on a drifted
+    scale; give them in that order.
     """
 
     augmentations: tuple[Callable, ...]
@@ -253,13 +206,7 @@ class Compose:
         return counts
 
 
-AUGMENTATIONS = {
-    "thinning": Thinning,
-    "efficiency": Efficiency,
-    "drift": Drift,
-    "broadening": Broadening,
-    "pile_up": PileUp,
-}
+AUGMENTATIONS = {"thinning": Thinning, "drift": Drift, "broadening": Broadening, "pile_up": PileUp}
 
 
 def augmentation_from_config(steps) -> Compose:
@@ -275,26 +222,6 @@ def augmentation_from_config(steps) -> Compose:
     if not isinstance(steps, (list, tuple)) or not all(isinstance(step, dict) for step in steps):
         raise ValueError(f"augmentation must be a list of steps with a name and arguments, but is {steps!r}.")
     return Compose(tuple(_augmentation(step) for step in steps))
-
-
-def augmentation_from_yaml(path) -> Compose:
-    """The augmentations in a YAML file, a list of steps as `augmentation_from_config` takes it.
-
-    Raises:
-        ValueError: there is no such file, or it does not hold valid steps.
-    """
-    import yaml
-
-    try:
-        steps = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"The augmentation {path} cannot be read: {error.strerror}; name a YAML file.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"The augmentation {path} must be YAML: {' '.join(str(error).split())}.") from None
-    try:
-        return augmentation_from_config(steps)
-    except ValueError as error:
-        raise ValueError(f"The augmentation {path} cannot be used: {error}") from None
 
 
 def _augmentation(step: dict):

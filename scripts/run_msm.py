@@ -58,7 +58,7 @@ VALIDATION_SPECTRA = 2000  # of a recipe that is streamed
 FIXED_ON_RESUME = (
     "dataset", "data_root", "train_split", "streaming", "scaling", "limit_to_tube_kv", "lowest_energy_kev", "targets",
     "objective", "model_size", "config_file", "model_name_or_path", "mask_ratio", "masked_loss_only", "pooling",
-    "regression_loss", "optimizer", "batch_size", "gradient_accumulation", "seed",
+    "regression_loss", "efficiency_sd", "optimizer", "batch_size", "gradient_accumulation", "seed",
 )  # fmt: skip
 
 
@@ -97,9 +97,6 @@ class DataArguments:
         default=None,
         metadata={"help": "labels: targets to learn; by default all that simulated spectra know and vary"},
     )
-    augmentation: str | None = field(
-        default=None, metadata={"help": "YAML file with steps of augmentation; by default the recipe's, if there are"}
-    )
     workers: int = field(
         default=0, metadata={"help": "processes that simulate, augment or read spectra, for each training process"}
     )
@@ -133,6 +130,13 @@ class ModelArguments:
     )
     regression_loss: Literal["mse", "gaussian"] | None = field(
         default=None, metadata={"help": "labels: predict a value, or its mean and variance; by default gaussian"}
+    )
+    efficiency_sd: float | None = field(
+        default=None,
+        metadata={
+            "help": "labels: multiply spectra by smooth random curves of energy, new ones each time, whose logarithm "
+            "has this standard deviation: what may be wrong in the simulation of an instrument; by default none"
+        },
     )
     compile: bool = field(default=False, metadata={"help": "compile the model with torch.compile"})
 
@@ -223,13 +227,22 @@ def check_arguments(data: DataArguments, model: ModelArguments, training: Traini
         raise ValueError(
             f"mask_ratio must lie between 0 and 1, but is {model.mask_ratio}; hide some patches, not all."
         )
+    if model.efficiency_sd is not None and not 0 < model.efficiency_sd <= 1:
+        raise ValueError(
+            f"efficiency_sd must be positive and at most 1, but is {model.efficiency_sd}; 0.1 means about 10 %."
+        )
     if len(training.betas) != 2 or not all(0 <= beta < 1 for beta in training.betas):
         raise ValueError(f"betas must be two numbers in [0, 1), but are {training.betas}; 0.9 0.95 is usual.")
     if training.mixed_precision not in (None, "no", "bf16", "fp16"):
         raise ValueError(f"mixed_precision must be no, bf16 or fp16, but is {training.mixed_precision!r}.")
     of_the_other = {
         "labels": {"mask_ratio": model.mask_ratio, "masked_loss_only": model.masked_loss_only},
-        "masked": {"targets": data.targets, "pooling": model.pooling, "regression_loss": model.regression_loss},
+        "masked": {
+            "targets": data.targets,
+            "pooling": model.pooling,
+            "regression_loss": model.regression_loss,
+            "efficiency_sd": model.efficiency_sd,
+        },
     }
     for name, value in of_the_other[model.objective].items():
         if value is not None:
@@ -378,17 +391,6 @@ def open_training_split(data: DataArguments, training: TrainingArguments, recipe
     return corpus_xrf.load_split(corpus_xrf.recipe_corpus(recipe, data.data_root), data.train_split)
 
 
-def open_augmentation(data: DataArguments, recipe):
-    """What changes training spectra each time they are seen; `None` if nothing does."""
-    from dataset_builder.augmentation import augmentation_from_config, augmentation_from_yaml
-
-    if data.augmentation is not None:
-        augmentation = augmentation_from_yaml(data.augmentation)
-    else:
-        augmentation = augmentation_from_config(recipe.augmentation if recipe else [])
-    return augmentation if augmentation.augmentations else None
-
-
 def open_labels(data: DataArguments, training: TrainingArguments, recipe, augmentation, checkpoint: str | None):
     """The targets that simulated spectra know, these spectra have and no augmentation changes.
 
@@ -409,7 +411,7 @@ def open_labels(data: DataArguments, training: TrainingArguments, recipe, augmen
     targets = data.targets or own or known
     for name in targets:
         if name not in known:
-            reason = "the augmentation changes it" if name in changed else "simulations know none"
+            reason = "the augmentation of the recipe changes it" if name in changed else "simulations know none"
             raise ValueError(f"The target {name!r} cannot be learnt: {reason}; choose from {', '.join(known)}.")
     if own:
         return None, targets
@@ -547,6 +549,7 @@ def main(argv: list[str] | None = None):
     import corpus_xrf
     import streaming_xrf
     import training_xrf
+    from dataset_builder.augmentation import augmentation_from_config
     from figures_xrf import plot_training_curves
     from files_xrf import claim_run_folder
     from hub_xrf import push_repository, save_repository
@@ -586,7 +589,7 @@ def main(argv: list[str] | None = None):
         raise ValueError(f"data_root belongs to a recipe, and the dataset {data.dataset!r} is none; leave it out.")
     if data.streaming and recipe is None and training.max_steps is None:
         raise ValueError("The length of a stream is not known beforehand; give --max_steps.")
-    augmentation = open_augmentation(data, recipe)
+    augmentation = augmentation_from_config(recipe.augmentation) if recipe and recipe.augmentation else None
     set_seed(training.seed)
     labelled, targets = model_arguments.objective == "labels", ()
     if labelled:
@@ -603,6 +606,9 @@ def main(argv: list[str] | None = None):
         train_rows = open_training_split(data, training, recipe, targets)
     checkpoint, objective = model_arguments.model_name_or_path, model_arguments.objective
     extractor = build_feature_extractor(data, checkpoint, config, train_rows, objective)
+    efficiency = None
+    if model_arguments.efficiency_sd is not None:
+        efficiency = training_xrf.UncertainEfficiency(extractor, model_arguments.efficiency_sd, training.seed)
     by_reach = labelled and config.num_hidden_layers > 0  # an encoder of patches has none to spare
     batches_from, batches_per_epoch = open_batches(
         accelerator, data, training, extractor, train_rows, augmentation, targets, by_reach
@@ -627,7 +633,6 @@ def main(argv: list[str] | None = None):
 
     # Prepare.
     fixed = {name: options[name] for name in FIXED_ON_RESUME} | {"processes": accelerator.num_processes}
-    fixed["augmentation"] = repr(augmentation)
     fixed["recipe"] = recipe and hashlib.sha256(repr(recipe.to_dict()).encode()).hexdigest()[:16]
     streamed = data.streaming or augmentation or by_reach
     fixed["workers"] = data.workers if streamed else None  # each reads its own share
@@ -661,7 +666,7 @@ def main(argv: list[str] | None = None):
     peak_flops = training_xrf.matrix_peak(accelerator.device, precision)
     flops_of = training_xrf.regression_flops if labelled else training_xrf.training_flops
     if labelled:
-        loss_of = partial(training_xrf.label_loss, config=config)
+        loss_of = partial(training_xrf.label_loss, config=config, efficiency=efficiency)
     else:
         loss_of = partial(training_xrf.masked_loss, config=config, seed=training.seed)
     threads = f" with {torch.get_num_threads()} thread(s) each" if accelerator.device.type == "cpu" else ""
@@ -773,10 +778,13 @@ def main(argv: list[str] | None = None):
     if accelerator.is_main_process:
         if labelled and validation is not None:
             held_out = map(corpus_xrf.measured_patches, validation.batches())
-            if augmentation:  # intervals shall hold for spectra such as were learnt from
+            # intervals shall hold for spectra such as were learnt from
+            if augmentation:
                 held_out = streaming_xrf.augmented_batches(
                     validation_rows, extractor, data.validation_split, training.seed, augmentation, targets
                 )
+            if efficiency:
+                held_out = (efficiency(batch, epoch=-1) for batch in held_out)
             calibrate(whole, held_out)
         plot_training_curves(str(folder / "figures" / "training.png"), history.records)
         summary = {
