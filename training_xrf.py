@@ -311,7 +311,7 @@ class UncertainEfficiency:
         values = batch["input_values"]
         self.waves = self.waves.to(values.device)
         even = mask_noise(batch["sample_id"], len(self.waves), self.seed, epoch)
-        curve = torch.special.ndtri(even + 2**-25) @ self.waves
+        curve = torch.special.ndtri(even.clamp(2**-25, 1 - 2**-24)) @ self.waves  # 0 and 1 are infinite
         changed = values * torch.exp(0.5 * curve)
         size = values.square().sum(1, keepdim=True) / changed.square().sum(1, keepdim=True)  # the mean count stays 1
         return {**batch, "input_values": changed * size.sqrt()}
