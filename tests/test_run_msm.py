@@ -682,36 +682,38 @@ def test_augmentation_takes_away_the_states_of_the_instrument(learn, simulated, 
     options = {"dataset": tmp_path / "rocks.yaml", "max_steps": 1}
     names = saved_config(learn(**options))["target_names"]
     assert "Fe" in names and "zero_drift" in names and "count_rate" not in names
-    with pytest.raises(ValueError, match="The target 'count_rate' cannot be learnt: the augmentation changes it"):
+    with pytest.raises(ValueError, match="The target 'count_rate' cannot be learnt: the augmentation of the recipe"):
         learn(**options, targets="count_rate")
 
 
-def test_augmentation_in_a_file_goes_before_that_of_the_recipe(learn, simulated, stored_labels, tmp_path):
-    for name, steps in (("drift", [{"name": "drift", "zero_sd_ev": 5}]), ("none", [])):
-        (tmp_path / f"{name}.yaml").write_text(json.dumps(steps))
-    drifted, plain = {"augmentation": tmp_path / "drift.yaml"}, {"augmentation": tmp_path / "none.yaml"}
-    assert not {"gain_drift", "zero_drift"} & {*saved_config(learn(**drifted, max_steps=1))["target_names"]}
-    recipe = json.loads(simulated.read_text()) | {"augmentation": [{"name": "drift", "zero_sd_ev": 5}]}
-    (tmp_path / "rocks.yaml").write_text(json.dumps(recipe))
-    assert "zero_drift" in saved_config(learn(**plain, dataset=tmp_path / "rocks.yaml", max_steps=1))["target_names"]
-    stored = {"dataset": stored_labels, "streaming": False, "max_steps": 3, "lowest_energy_kev": 0.0}
-    first = learn(**stored, **drifted)
-    assert records(first) != records(learn(**stored, **plain)) and records(first) == records(
-        learn(**stored, **drifted)
-    )
-    with pytest.raises(ValueError, match="was written with augmentation .*Drift.*, but the run to resume has"):
-        learn(**stored, **plain, output_dir=first, resume=True)
-
-
-def test_intervals_are_those_of_augmented_spectra(learn, stored_labels, tmp_path, monkeypatch):
+def test_intervals_are_those_of_spectra_such_as_were_learnt_from(
+    learn, stored_labels, simulated, tmp_path, monkeypatch
+):
     seen = []
-    monkeypatch.setattr("reliability_xrf.calibrate", lambda model, batches: seen.append(list(batches)))
-    options = {"dataset": stored_labels, "streaming": False, "lowest_energy_kev": 0.0, "max_steps": 1}
-    for name, steps in (("none", []), ("thin", [{"name": "thinning", "fraction": [0.1, 0.1], "least_counts": 0}])):
-        (tmp_path / f"{name}.yaml").write_text(json.dumps(steps))
-        learn(**options, augmentation=tmp_path / f"{name}.yaml", validate_every=1, scaling="log")
-    plain, thinned = (torch.cat([batch["input_values"] for batch in batches]) for batches in seen)
-    assert len(plain) == len(thinned) == 16
+    monkeypatch.setattr(
+        "reliability_xrf.calibrate",
+        lambda model, batches: seen.append(torch.cat([batch["input_values"] for batch in batches])),
+    )
+    stored = {
+        "dataset": stored_labels,
+        "streaming": False,
+        "lowest_energy_kev": 0.0,
+        "max_steps": 1,
+        "validate_every": 1,
+    }
+    learn(**stored)
+    learn(**stored, efficiency_sd=0.5)
+    plain, changed = seen
+    assert len(plain) == len(changed) == 16 and not torch.allclose(plain, changed, rtol=0.1)
+    torch.testing.assert_close(changed.square().mean(1), plain.square().mean(1), rtol=1e-4, atol=0)
+
+    part = {"name": "measured", "files": {"paths": str(stored_labels / "*.parquet")}}
+    for name, steps in (("plain", []), ("thin", [{"name": "thinning", "fraction": [0.1, 0.1], "least_counts": 0}])):
+        recipe = {"name": name, "parts": [part], "augmentation": steps, "validation_fraction": 0.3}
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(recipe))
+        learn(**stored | {"dataset": tmp_path / f"{name}.yaml"}, scaling="log")
+    plain, thinned = seen[2:]
+    assert len(plain) == len(thinned) > 0
     assert 0 < thinned.sum() < 0.7 * plain.sum()  # ln(1 + counts) of a tenth of them
 
 
@@ -728,6 +730,12 @@ def test_bf16_learns_labels_too(learn, learnt):
         ({"objective": "masked", "targets": "Fe"}, "targets has no meaning for the objective 'masked'"),
         ({"objective": "masked", "pooling": "mean"}, "pooling has no meaning for the objective 'masked'"),
         ({"objective": "masked", "regression_loss": "mse"}, "regression_loss has no meaning for the objective"),
+        ({"objective": "masked", "efficiency_sd": 0.1}, "efficiency_sd has no meaning for the objective 'masked'"),
+        ({"efficiency_sd": 0.0}, "efficiency_sd must be positive and at most 1, but is 0.0; 0.1 means about 10 %"),
+        (
+            {"efficiency_sd": 0.1, "scaling": "log"},
+            "An uncertain efficiency needs the scaling sqrt, but this is 'log'",
+        ),
         ({"targets": "LOI"}, "The target 'LOI' cannot be learnt: simulations know none; choose from CaCO3, TOC"),
         ({"lowest_energy_kev": 99.0}, "lowest_energy_kev must lie between 0"),
         ({"dataset": "the corpus", "streaming": False}, "has no labels that vary; the objective labels needs"),
@@ -781,12 +789,13 @@ def test_push_to_hub(pretrain, hub_org):
     "kind, log_every, workers",
     [
         ("stored", 1, 0), ("streamed", 1, 0), ("stored", 4, 0), ("augmented recipe", 1, 0), ("streamed recipe", 1, 2),
-        ("streamed labels", 1, 1), ("stored, muon", 1, 0),
+        ("streamed labels", 1, 1), ("stored, muon", 1, 0), ("streamed labels, efficiency", 1, 0),
     ],
 )  # fmt: skip
 def test_resumed_run_equals_the_uninterrupted_one(pretrain, learn, measured, kind, log_every, workers, tmp_path):
     options = {"max_steps": 10, "batch_size": 4, "gradient_accumulation": 2, "checkpoint_every": 3, "keep_last": 9}
     options |= {"optimizer": "muon" if "muon" in kind else "adamw"}
+    options |= {"efficiency_sd": 0.1} if "efficiency" in kind else {}
     options |= {"streaming": "streamed" in kind, "validate_every": 5, "log_every": log_every, "workers": workers}
     if "recipe" in kind:
         augmentation = [{"name": "thinning", "fraction": [0.5, 1]}, {"name": "drift", "zero_sd_ev": 5}]

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from configuration_xrf import XRFMaskedConfig
 from corpus_xrf import measured_patches
+from feature_extraction_xrf import XRFFeatureExtractor
 from modeling_xrf import (
     XRFForMaskedSpectrumModeling,
     XRFForRegression,
@@ -24,6 +25,7 @@ from training_xrf import (
     LABEL_FLOOR,
     History,
     LabelValidation,
+    UncertainEfficiency,
     build_optimizer,
     channel_statistics,
     checkpoints,
@@ -220,6 +222,79 @@ def test_labels_are_floored_where_their_logarithm_is_taken():
     labels = torch.tensor([[0.0, -5.0, 1e-5], [torch.nan, torch.nan, 3.0]])
     expected = [[LABEL_FLOOR, -5.0, LABEL_FLOOR], [torch.nan, torch.nan, 3.0]]
     torch.testing.assert_close(floored_labels(labels, regressor().config), torch.tensor(expected), equal_nan=True)
+
+
+@pytest.fixture
+def wide():
+    """A feature extractor with channels of 50 eV."""
+    return XRFFeatureExtractor.for_config(XRFMaskedConfig(**SMALL, channel_width_kev=0.05))
+
+
+@pytest.fixture
+def uncertain(wide):
+    """An efficiency known to 10 %, and 3,000 flat spectra of which the upper half was not measured."""
+    values = torch.ones(3000, 128)
+    values[:, 64:] = 0
+    return UncertainEfficiency(wide, 0.1, seed=3), {"sample_id": torch.arange(3000), "input_values": values}
+
+
+def test_curves_of_efficiency_are_as_rough_as_they_say(uncertain):
+    efficiency, batch = uncertain
+    curves = 2 * efficiency(batch, epoch=0)["input_values"][:, :64].double().log()  # of counts, not of their roots
+    for channels in (2, 6, 12, 50):
+        distance = 0.05 * channels  # keV
+        variance = (curves[:, channels:] - curves[:, :-channels]).square().mean().item()
+        expected = 2 * 0.1**2 * (1 - np.exp(-(distance**2) / (4 * 0.3**2)))
+        assert variance == pytest.approx(expected, rel=0.05), channels
+    assert curves.mean().item() == pytest.approx(0, abs=0.01)
+
+
+def test_efficiency_keeps_the_mean_count_and_what_was_not_measured(uncertain):
+    efficiency, batch = uncertain
+    batch["input_values"][:, 10:20] = 3
+    changed = efficiency(batch, epoch=0)["input_values"]
+    for values in (changed, batch["input_values"]):
+        torch.testing.assert_close(values.square().sum(1), torch.full((3000,), 144.0), rtol=1e-4, atol=0)
+    assert not changed[:, 64:].any() and (changed[:, :64] > 0).all() and batch["input_values"].max() == 3
+
+
+def test_efficiency_depends_on_spectrum_seed_and_epoch_only(uncertain, wide):
+    efficiency, batch = uncertain
+    first = efficiency(batch, epoch=1)["input_values"]
+    some = {name: values[[7, 2000]] for name, values in batch.items()}
+    torch.testing.assert_close(efficiency(some, epoch=1)["input_values"], first[[7, 2000]])
+    assert not torch.allclose(efficiency(batch, epoch=2)["input_values"], first)
+    other = UncertainEfficiency(wide, 0.1, seed=4)
+    assert not torch.allclose(other(batch, epoch=1)["input_values"], first)
+
+
+def test_efficiency_is_finite_for_any_even_deviate(uncertain, monkeypatch):
+    efficiency, batch = uncertain
+    for even in (0.0, 1 - 2**-24):  # the least and the greatest that there are
+        monkeypatch.setattr(
+            "training_xrf.mask_noise", lambda ids, number, *_, even=even: torch.full((3000, number), even)
+        )
+        assert efficiency(batch, epoch=0)["input_values"].isfinite().all()
+
+
+def test_efficiency_of_another_scaling_is_refused(config):
+    extractor = XRFFeatureExtractor.for_config(config, scaling="log")
+    with pytest.raises(ValueError, match="An uncertain efficiency needs the scaling sqrt, but this is 'log'"):
+        UncertainEfficiency(extractor, 0.1, seed=0)
+
+
+def test_labels_are_learnt_from_spectra_of_uncertain_efficiency(uncertain):
+    efficiency, batch = uncertain
+    torch.manual_seed(0)
+    model = XRFForRegression(XRFMaskedConfig(**SMALL, target_names=["Fe"], pooling="mean"))
+    torch.nn.init.normal_(model.head.weight)
+    batch = measured_patches(
+        {name: values[:20] for name, values in batch.items()} | {"attention_mask": torch.ones(20, 8)}
+    )
+    batch["labels"] = torch.rand(20, 1)
+    found = label_loss(model, batch, 5, model.config, efficiency)
+    assert found == label_loss(model, efficiency(batch, 5), 0, model.config)
+    assert found != label_loss(model, batch, 5, model.config)
 
 
 def test_target_fields_by_hand():
