@@ -53,12 +53,14 @@ class Recipe:
         stages: what is learnt one after the other, in equal times: `masked`, `labels`, or `both` at once.
         corpora: folders of the corpora that are learnt from.
         poisson: masked: the likelihood of counts in place of the squared error of scaled ones.
+        efficiency_sd: labels: of the uncertain efficiency of spectra, 0 for none.
     """
 
     stages: tuple[str, ...] = ("masked",)
     corpora: tuple[str, ...] = ("any", "handheld")
     scaling: str = "sqrt"
     poisson: bool = False
+    efficiency_sd: float = 0.0
     optimizer: str = "adamw"
     batch_size: int = 64
     learning_rate: float = 1e-3
@@ -76,6 +78,7 @@ class Recipe:
 MASKED, LABELS = Recipe(), Recipe(("labels",))
 TWO_STAGES = Recipe(("masked", "labels"))
 MUON = {"optimizer": "muon", "batch_size": 128, "learning_rate": 2e-3}
+FASTER = MUON | {"batch_size": 1024}
 PERCEPTRON = {"num_hidden_layers": 0, "perceptron_size": 512, "patch_size": 64}
 RECIPES = {
     "random weights": Recipe(()),
@@ -103,13 +106,14 @@ RECIPES = {
     "labels, patch 64": LABELS.but(patch_size=64),
     "labels, mean pooling": LABELS.but(pooling="mean"),
     "labels, perceptron": LABELS.but(batch_size=256, **PERCEPTRON),
-    "labels, perceptron, Muon": LABELS.but(**MUON | {"batch_size": 1024}, **PERCEPTRON),
-    "labels, perceptron, Muon, channel": LABELS.but(**MUON | {"batch_size": 1024}, scaling="channel", **PERCEPTRON),
-    "labels, perceptron, any": LABELS.but(batch_size=256, corpora=("any",), **PERCEPTRON),
-    "labels, perceptron, handheld": LABELS.but(batch_size=256, corpora=("handheld",), **PERCEPTRON),
-    "labels, perceptron, log": LABELS.but(batch_size=256, scaling="log", **PERCEPTRON),
-    "labels, perceptron, standardize": LABELS.but(batch_size=256, scaling="standardize", **PERCEPTRON),
-    "labels, perceptron, channel": LABELS.but(batch_size=256, scaling="channel", **PERCEPTRON),
+    "labels, perceptron, Muon": LABELS.but(**FASTER, **PERCEPTRON),
+    "labels, perceptron, Muon, efficiency": LABELS.but(**FASTER, **PERCEPTRON, efficiency_sd=0.1),
+    "labels, perceptron, Muon, channel": LABELS.but(**FASTER, **PERCEPTRON, scaling="channel"),
+    "labels, perceptron, Muon, log": LABELS.but(**FASTER, **PERCEPTRON, scaling="log"),
+    "labels, perceptron, Muon, standardize": LABELS.but(**FASTER, **PERCEPTRON, scaling="standardize"),
+    "labels, perceptron, Muon, any": LABELS.but(**FASTER, **PERCEPTRON, corpora=("any",)),
+    "labels, perceptron, Muon, handheld": LABELS.but(**FASTER, **PERCEPTRON, corpora=("handheld",)),
+    "labels, perceptron, Muon, with marine": LABELS.but(**FASTER, **PERCEPTRON, corpora=("any", "handheld", "marine")),
 }
 
 
@@ -176,9 +180,12 @@ def pretrain(recipe: Recipe, corpora: Path, seconds: float, seed: int, checkpoin
     extractor = training_xrf.build_extractor(
         config, rows, "train", scaling=recipe.scaling, lowest_energy_kev=LOWEST_ENERGY_KEV
     )
+    efficiency = None
+    if recipe.efficiency_sd > 0:
+        efficiency = training_xrf.UncertainEfficiency(extractor, recipe.efficiency_sd, seed)
     losses = {
         "masked": partial(poisson_loss if recipe.poisson else training_xrf.masked_loss, config=config, seed=seed),
-        "labels": partial(training_xrf.label_loss, config=config),
+        "labels": partial(training_xrf.label_loss, config=config, efficiency=efficiency),
     }
     used, steps = 0.0, 0
     for stage in recipe.stages:
