@@ -47,9 +47,10 @@ MOST_LABELS = 2000  # of one target; of more, this many are drawn, for time and 
 # What a wt% counts in other units; where labels have another one, the model does not know the target.
 PER_WEIGHT_PERCENT = {"wt%": 1.0, "%": 1.0, "g/kg": 10.0, "ppm": 1e4, "mg/kg": 1e4, "ug/g": 1e4, "µg/g": 1e4}
 LEAST_FOR_RIDGE = 5  # labels from which on a ridge regression of the spectrum is worth a thought
-LUCKY_LABELS = 10  # with so many, the precision of the ridge regression is taken for half of what it seems
+LUCKY_LABELS = 25  # with so many, the precision of the ridge regression is taken for half of what it seems
 FREE_MEAN = 1e3  # variance of the mean of labels in a ridge regression, in units of that of a spectrum's share
 DECADE = 10.0  # labels that are positive and span more than this factor are fitted by their logarithms
+EVEN_SHARE = 0.3  # of its largest label: where the two parts of a main constituent's noise are equal
 MAIN_CONSTITUENT = 50.0  # wt% that a target reaches in some sample, from where on its errors count in its unit
 
 
@@ -121,6 +122,14 @@ class _Column:
     labels: np.ndarray
     is_log: bool
     is_main: bool
+
+    def noise_shape(self) -> np.ndarray:
+        """Variance of the noise of each label in units of the noise term's `(n,)`. That of a main constituent has,
+        beside what is relative to it, a part that counts as much at any value, and so more in a small one's logarithm.
+        """
+        if not (self.is_main and self.is_log):
+            return np.ones(len(self.labels))
+        return 1 + np.square(EVEN_SHARE * np.exp(self.labels.max() - self.labels))
 
     def mean_squared_error(self, errors: np.ndarray) -> float:
         """Of predictions that miss the transformed labels by `errors` `(n,)`: in the unit of a main constituent, else
@@ -261,7 +270,7 @@ def _fit_process(column: _Column, row, unit: str, base, embeddings, spectrum, gr
         "mixture": (mixture - centers[1]) / scale,
     }
     residual = column.labels - own - prior_constant
-    variances, covariance = most_probable_variances(features, groups, residual, prior_sd)
+    variances, covariance = most_probable_variances(features, groups, residual, prior_sd, column.noise_shape())
     inverse = np.linalg.inv(covariance)
     alpha = inverse @ residual
     slope = 1 + variances["slope"] * (features["slope"].T @ alpha)[0]
@@ -307,7 +316,9 @@ def _root_mean_square(features: np.ndarray) -> float:
     return size if size > 0 else 1.0
 
 
-def most_probable_variances(features: dict, groups, residual: np.ndarray, prior_sd: dict) -> tuple[dict, np.ndarray]:
+def most_probable_variances(
+    features: dict, groups, residual: np.ndarray, prior_sd: dict, noise_shape: np.ndarray | None = None
+) -> tuple[dict, np.ndarray]:
     """The variances of all terms that are most probable given the residuals, and the covariance they give.
 
     The logarithm of each standard deviation has a normal prior around that of `prior_sd`.
@@ -317,6 +328,8 @@ def most_probable_variances(features: dict, groups, residual: np.ndarray, prior_
         groups (`np.ndarray` of shape `(n,)`, *optional*): of the term `group`.
         residual (`np.ndarray` of shape `(n,)`): labels less their prior mean.
         prior_sd (`dict[str, float]`): of the terms and of `group` and `noise`; a term without one is left out.
+        noise_shape (`np.ndarray` of shape `(n,)`, *optional*): variance of each residual's noise relative to the
+            term's; by default 1.
 
     Returns:
         variance of each term, and the covariance `(n, n)` of the residuals, noise included.
@@ -324,7 +337,7 @@ def most_probable_variances(features: dict, groups, residual: np.ndarray, prior_
     kernels = {name: values @ values.T for name, values in features.items()}
     if groups is not None:
         kernels["group"] = (groups[:, None] == groups).astype(np.float64)
-    kernels["noise"] = np.eye(len(residual))
+    kernels["noise"] = np.diag(np.ones(len(residual)) if noise_shape is None else noise_shape)
     names = [name for name in kernels if name in prior_sd]
     stack = np.stack([kernels[name] for name in names])
     start = np.log([prior_sd[name] for name in names])

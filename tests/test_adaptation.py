@@ -109,11 +109,34 @@ def test_the_model_is_the_weighted_mean_of_a_process_and_a_ridge_regression(base
         errors["process"][out] = residual[out] - gain @ residual[rest]
         errors["ridge"][out] = labels[out] - Ridge(penalty).fit(channels[rest], labels[rest]).predict(channels[out])
     precision = {name: 1 / np.mean(values**2) for name, values in errors.items()}
-    precision["ridge"] *= 16 / 26  # of 16 labels, and 10 for luck
+    precision["ridge"] *= 16 / 41  # of 16 labels, and 25 for luck
     share = precision["process"] / sum(precision.values())
     expected = np.exp(share * process + (1 - share) * ridge)
     assert said(model, new).predictions[:, 0].numpy() == pytest.approx(expected, rel=3e-3)
     assert 0.1 < share < 0.9  # both have a say
+
+
+def test_noise_of_a_main_constituent_is_in_part_the_same_at_any_value():
+    values = np.array([1.0, 30.0, 90.0])
+    shape = adaptation_xrf._Column(np.arange(3), np.log(values), is_log=True, is_main=True).noise_shape()
+    # relative noise r and even noise of 0.3 r of the largest label, together as a variance of the logarithm over r^2
+    assert shape == pytest.approx(1 + (0.3 * 90 / values) ** 2)
+    for is_log, is_main in ((True, False), (False, True)):
+        assert (adaptation_xrf._Column(np.arange(3), values, is_log, is_main).noise_shape() == 1).all()
+
+
+def test_variances_with_noise_of_a_shape_are_those_of_scaled_residuals():
+    """Divided by the root of the shape, all residuals have the same noise."""
+    rng = np.random.default_rng(4)
+    shape = np.exp(rng.normal(size=30))
+    features = {"spectrum": rng.normal(size=(30, 5))}
+    residual = features["spectrum"] @ rng.normal(size=5) + np.sqrt(shape) * rng.normal(size=30)
+    prior = {"spectrum": 0.5, "noise": 0.5}
+    found, covariance = most_probable_variances(features, None, residual, prior, shape)
+    scaled = {"spectrum": features["spectrum"] / np.sqrt(shape)[:, None]}
+    expected, scaled_covariance = most_probable_variances(scaled, None, residual / np.sqrt(shape), prior)
+    assert found == pytest.approx(expected, rel=1e-3)
+    assert covariance == pytest.approx(scaled_covariance * np.sqrt(np.outer(shape, shape)), rel=1e-3)
 
 
 def test_variances_are_the_most_probable_ones():
