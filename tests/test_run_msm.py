@@ -702,7 +702,8 @@ def test_intervals_are_those_of_spectra_such_as_were_learnt_from(
         "validate_every": 1,
     }
     learn(**stored)
-    learn(**stored, efficiency_sd=0.5)
+    folder = learn(**stored, efficiency_sd=0.5)
+    assert "| uncertain efficiency |" in (folder / "model" / "README.md").read_text()
     plain, changed = seen
     assert len(plain) == len(changed) == 16 and not torch.allclose(plain, changed, rtol=0.1)
     torch.testing.assert_close(changed.square().mean(1), plain.square().mean(1), rtol=1e-4, atol=0)
