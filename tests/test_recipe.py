@@ -143,14 +143,12 @@ def test_packaged_sizes():
     assert not Recipe.from_yaml("mixed").is_endless
 
 
-def test_simulated_any_has_every_preset_but_one_and_handhelds_most_often():
+def test_simulated_any_has_every_preset_and_handhelds_most_often():
     (part,) = Recipe.from_yaml("simulated_any").parts
     drawn = part.source().instruments
     counts = {name: drawn.count(f"varied {name}") for name in PRESETS}
     assert drawn.count("random") == 9 and 9 + sum(counts.values()) == len(drawn) == 28
-    assert [name for name, count in counts.items() if count == 0] == ["handheld_40kv_copper"]
-    (part,) = Recipe.from_yaml("simulated_handheld").parts
-    assert "varied handheld_40kv_copper" in part.source().instruments
+    assert min(counts.values()) == 1
     assert {name for name, count in counts.items() if count == 4} == {"handheld_15kv", "handheld_40kv"}
 
 

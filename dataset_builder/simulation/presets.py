@@ -180,11 +180,6 @@ HANDHELD_40KV = InstrumentModel(
 )
 """Handheld at 40 kV behind titanium and aluminium, in air: trace elements. Fitted to three mudrocks."""
 
-HANDHELD_40KV_COPPER = replace(HANDHELD_40KV, filters=(("Cu", 152.4), ("Ti", 25.4), ("Al", 304.8)))
-"""Handheld at 40 kV behind 6 mil copper, 1 mil titanium and 12 mil aluminium, Bruker's green filter, for traces from
-Rb to Nb. Not fitted: all but the filter is that of `HANDHELD_40KV`. From 9.5 to 21 keV its spectrum of an obsidian is
-0.7 to 1.3 of the measured mean of 40, in shares of all counts; that of `HANDHELD_40KV` is up to 7 times as high."""
-
 EPSILON1_12KV = InstrumentModel(
     name="PANalytical Epsilon 1 (simulated)",
     anode="Ag",
@@ -366,7 +361,6 @@ PRESETS = {
     "itrax_cr": ITRAX_CR,
     "handheld_15kv": HANDHELD_15KV,
     "handheld_40kv": HANDHELD_40KV,
-    "handheld_40kv_copper": HANDHELD_40KV_COPPER,
     "epsilon1_10kv": EPSILON1_10KV,
     "epsilon1_12kv": EPSILON1_12KV,
     "epsilon1_50kv": EPSILON1_50KV,
