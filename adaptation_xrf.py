@@ -14,7 +14,8 @@ weighted by the inverse of its mean squared error on what was left out (Bates & 
 451-468). Without labels it is the prior; a few shift it; many let the spectrum say where it knows better.
 
 Labels over decades are fitted as logarithms, except those of a main constituent: of a sediment that is carbonate for
-the most part, an error counts in wt%. Then a linear fit competes, and what is left out decides.
+the most part, an error counts in wt%. Then a linear fit competes, and the prior with nothing but a bias, which goes
+beyond the labels at hand without harm where all else may not; what is left out decides.
 
 All is linear in the embedding and the scaled spectrum, so the result is an ordinary [`XRFForRegression`] with
 `spectrum_skip`. Its intervals come from the errors of leaving out each group, or each spectrum where there are none.
@@ -26,7 +27,7 @@ value is NaN.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -51,7 +52,8 @@ LUCKY_LABELS = 25  # with so many, the precision of the ridge regression is take
 FREE_MEAN = 1e3  # variance of the mean of labels in a ridge regression, in units of that of a spectrum's share
 DECADE = 10.0  # labels that are positive and span more than this factor are fitted by their logarithms
 EVEN_SHARE = 0.3  # of its largest label: where the two parts of a main constituent's noise are equal
-MAIN_CONSTITUENT = 50.0  # wt% that a target reaches in some sample, from where on its errors count in its unit
+MAIN_CONSTITUENT = 10.0  # wt% that a target reaches in some sample, from where on its errors count in its unit
+LINEAR_FIT = 50.0  # wt%, likewise, from where on a linear fit is worth a thought
 
 
 def adapt(
@@ -116,12 +118,13 @@ def _known_row(base, name: str, unit: str) -> int | None:
 @dataclass(frozen=True)
 class _Column:
     """The labels of one target that are used: their rows `(n,)`, values `(n,)`, transformed, whether these are
-    logarithms, and whether the target is a main constituent."""
+    logarithms, whether the target is a main constituent, and whether its prior is shifted and nothing more."""
 
     rows: np.ndarray
     labels: np.ndarray
     is_log: bool
     is_main: bool
+    is_shifted: bool = False
 
     def noise_shape(self) -> np.ndarray:
         """Variance of the noise of each label in units of the noise term's `(n,)`. That of a main constituent has,
@@ -140,20 +143,24 @@ class _Column:
 
 
 def _ways_to_fit(labels: np.ndarray, is_known: bool, unit: str, rng) -> list[_Column]:
-    """The labels `(N,)` of a target as they may be fitted: as logarithms, as they are, or the better of both."""
+    """The labels `(N,)` of a target as they may be fitted: as logarithms, as they are, or the best of these and of the
+    prior but shifted."""
     present = ~np.isnan(labels)
     positive = present & (np.nan_to_num(labels) > 0)
     values = labels[positive]
     least, most = (values.min(), values.max()) if len(values) else (0.0, 0.0)
     as_logarithms = is_known or bool((positive == present).all() and most > DECADE * least)
-    is_main = bool(most > MAIN_CONSTITUENT * PER_WEIGHT_PERCENT.get(unit, np.inf))
+    weight_percent = most / PER_WEIGHT_PERCENT.get(unit, np.inf)
+    is_main = bool(weight_percent > MAIN_CONSTITUENT)
     compete = is_main and as_logarithms and len(np.unique(labels[present])) > 1
     ways = []
-    for logarithms in (True, False) if compete else (as_logarithms,):
+    for logarithms in (True, False) if compete and weight_percent > LINEAR_FIT else (as_logarithms,):
         rows = np.flatnonzero(positive if logarithms else present)  # a zero is below detection, and has no logarithm
         if len(rows) > MOST_LABELS:
             rows = np.sort(rng.choice(rows, MOST_LABELS, replace=False))
         ways.append(_Column(rows, np.log(labels[rows]) if logarithms else labels[rows], logarithms, is_main))
+    if compete and is_known:
+        ways.append(replace(ways[0], is_shifted=True))
     return ways
 
 
@@ -225,7 +232,7 @@ def _fit(column: _Column, row: int | None, unit: str, base, embeddings, spectrum
     """One target, from embeddings `(N, D)`, spectra `(N, L)` and groups `(N,)` of all spectra."""
     groups = None if groups is None else groups[column.rows]
     process = _fit_process(column, row, unit, base, embeddings, spectrum, groups)
-    if len(column.labels) < LEAST_FOR_RIDGE or np.ptp(column.labels) == 0:
+    if len(column.labels) < LEAST_FOR_RIDGE or np.ptp(column.labels) == 0 or column.is_shifted:
         return process
     ridge = _fit_spectrum(column.labels, spectrum[column.rows], groups, embeddings.shape[1])
     precision = [1 / column.mean_squared_error(part.errors) for part in (process, ridge)]
@@ -253,7 +260,7 @@ def _fit_process(column: _Column, row, unit: str, base, embeddings, spectrum, gr
         std = base.config.target_std[row]
         prior_weight, prior_spectrum = std * weight[row], std * skip[row]
         prior_constant = std * bias[row] + base.config.target_mean[row] + np.log(PER_WEIGHT_PERCENT[unit])
-        prior_sd = KNOWN_SD
+        prior_sd = {name: KNOWN_SD[name] for name in (("bias", "noise") if column.is_shifted else KNOWN_SD)}
     if len(column.labels) == 0:
         expected_sd = float(np.linalg.norm(list(KNOWN_SD.values())))
         return _Linear(prior_weight, prior_spectrum, prior_constant, np.zeros(0), expected_sd, np.zeros(0))

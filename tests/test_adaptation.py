@@ -1,5 +1,7 @@
 """Few-label adaptation: the prior where there are no labels, a Gaussian process where there are some."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -262,6 +264,28 @@ def test_an_error_of_a_main_constituent_counts_in_its_unit(base, monkeypatch):
     assert rmse_of_the_unlabelled("g/kg", 10, "linear") == pytest.approx(found, rel=1e-2)
     monkeypatch.setattr(adaptation_xrf, "MAIN_CONSTITUENT", 100.0)
     assert rmse_of_the_unlabelled("wt%", 1, "log") > 2 * found
+
+
+def test_a_good_prior_of_a_main_constituent_is_shifted_and_nothing_more(base):
+    """Labels of what hardly matters, near zero, say nothing of the high values that were not labelled."""
+    rng, base = np.random.default_rng(6), copy.deepcopy(base)
+    rows = spectra(np.zeros((60, 1)), np.array(["core a", "core b", "core c"])[rng.integers(3, size=60)])
+    row = base.config.target_names.index("Ca")
+    with torch.no_grad():  # a prior that spans decades
+        base.head.weight[row] *= 3 / said(base, rows).predictions[:, row].log().std()
+        own = said(base, rows).predictions[:, row].log()
+        base.head.bias[row] += (np.log(80) - own.max()) / base.config.target_std[row]
+    truth = 1.1 * said(base, rows).predictions[:, row].numpy()
+    order = np.argsort(truth)
+    labels = np.maximum(truth * np.exp(0.02 * rng.normal(size=60)) + 0.3 * rng.normal(size=60), 0.05)
+    rows.labels[:] = torch.nan
+    rows.labels[order[:57], 0] = torch.from_numpy(labels[order[:57]]).float()
+    assert labels[order[:57]].max() > adaptation_xrf.MAIN_CONSTITUENT
+    found = said(adapt(base, rows, ["Ca"], ["wt%"]), rows).predictions[:, 0].numpy()
+    high = order[57:]
+    assert found[high] == pytest.approx(truth[high], rel=0.06)
+    ratio = found / said(base, rows).predictions[:, row].numpy()
+    assert ratio == pytest.approx(ratio[0], rel=1e-3) and ratio[0] == pytest.approx(1.1, rel=0.05)
 
 
 @pytest.mark.parametrize("target", ["Ca", "CaCO3"])
