@@ -18,7 +18,8 @@ the most part, an error counts in wt%. Then a linear fit competes, and the prior
 beyond the labels at hand without harm where all else may not; what is left out decides.
 
 All is linear in the embedding and the scaled spectrum, so the result is an ordinary [`XRFForRegression`] with
-`spectrum_skip`. Its intervals come from the errors of leaving out each group, or each spectrum where there are none.
+`spectrum_skip`. Where a prior is but shifted, what the pretrained model says of the size of its errors is kept, too.
+Intervals come from the errors of leaving out each group, or each spectrum where there are none.
 
 N = spectra, D = hidden size, L = channels, T = targets, K = targets of the pretrained model. A missing laboratory
 value is NaN.
@@ -100,6 +101,9 @@ def adapt(
         best = int(np.argmin([way.mean_squared_error(fit.errors) for way, fit in zip(ways, found, strict=True)]))
         columns.append(ways[best])
         fits.append(found[best])
+    if any(fit.ln_sd for fit in fits):
+        model = _new_model(base.xrf, target_names, target_units, "gaussian")
+        fits = [fit if fit.ln_sd else fit.with_even_sd() for fit in fits]
     _write(model, columns, fits)
     if len(embeddings) > 2:
         make_familiar(model, embeddings, embedding_covariance(base))
@@ -195,13 +199,13 @@ def _without_labels(base, target_names, target_units, known) -> XRFForRegression
     return model
 
 
-def _new_model(encoder, target_names, target_units) -> XRFForRegression:
+def _new_model(encoder, target_names, target_units, regression_loss: str = "mse") -> XRFForRegression:
     """A model whose heads and transforms of targets are still to be written."""
     return model_around(
         encoder,
         target_names,
         target_units,
-        regression_loss="mse",
+        regression_loss=regression_loss,
         spectrum_skip=True,
         pooling=encoder.config.embedding_pooling,
         interval_coverages=list(COVERAGES),
@@ -214,7 +218,9 @@ def _new_model(encoder, target_names, target_units) -> XRFForRegression:
 @dataclass(frozen=True)
 class _Linear:
     """A target as a linear function, in transformed units: of the embedding `(D,)`, of the spectrum `(L,)`, constant;
-    and what is known of its errors on labels that were left out (see `left_out_errors`)."""
+    what is known of its errors on labels that were left out (see `left_out_errors`); and, where their size depends on
+    the spectrum, the logarithm of their standard deviation as a linear function of the embedding, weights `(D,)` and
+    constant, with what it says of the labels `(n,)`."""
 
     weight: np.ndarray
     spectrum_weight: np.ndarray
@@ -222,17 +228,27 @@ class _Linear:
     errors: np.ndarray
     expected_sd: float
     counts: np.ndarray
+    ln_sd: tuple[np.ndarray, float, np.ndarray] | None = None
 
     def half_widths(self) -> np.ndarray:
-        """Of intervals, `(coverages,)`."""
-        return interval_half_widths(self.errors, self.expected_sd, weights=self.counts)
+        """Of intervals, `(coverages,)`; in units of the standard deviation where that depends on the spectrum."""
+        if self.ln_sd is None:
+            return interval_half_widths(self.errors, self.expected_sd, weights=self.counts)
+        return interval_half_widths(self.errors / np.exp(self.ln_sd[2]), 1.0, weights=self.counts)
+
+    def with_even_sd(self) -> _Linear:
+        """The same, with the same standard deviation for all spectra."""
+        ln_sd = np.log(self.expected_sd)
+        return replace(self, ln_sd=(np.zeros_like(self.weight), ln_sd, np.full(len(self.errors), ln_sd)))
 
 
 def _fit(column: _Column, row: int | None, unit: str, base, embeddings, spectrum, groups) -> _Linear:
     """One target, from embeddings `(N, D)`, spectra `(N, L)` and groups `(N,)` of all spectra."""
     groups = None if groups is None else groups[column.rows]
     process = _fit_process(column, row, unit, base, embeddings, spectrum, groups)
-    if len(column.labels) < LEAST_FOR_RIDGE or np.ptp(column.labels) == 0 or column.is_shifted:
+    if column.is_shifted:
+        return replace(process, ln_sd=_own_ln_sd(base, row, embeddings[column.rows], process.errors))
+    if len(column.labels) < LEAST_FOR_RIDGE or np.ptp(column.labels) == 0:
         return process
     ridge = _fit_spectrum(column.labels, spectrum[column.rows], groups, embeddings.shape[1])
     precision = [1 / column.mean_squared_error(part.errors) for part in (process, ridge)]
@@ -304,6 +320,18 @@ def _fit_spectrum(labels: np.ndarray, spectrum: np.ndarray, groups, size: int) -
     errors, _, counts = left_out_errors(inverse, alpha, groups)
     expected_sd = float(np.sqrt(np.mean(errors**2)))  # it knows the size of its errors by those it made only
     return _Linear(np.zeros(size), coefficients / scale, intercept, errors, expected_sd, counts)
+
+
+def _own_ln_sd(base, row: int, embedding, errors) -> tuple[np.ndarray, float, np.ndarray] | None:
+    """What the base says of its own errors (see `_Linear`), all larger or smaller by what makes them as large as these
+    errors `(n,)` were; `None` if it says nothing."""
+    if base.config.regression_loss != "gaussian":
+        return None
+    row_of_variance = len(base.config.target_names) + row
+    weight = 0.5 * base.head.weight[row_of_variance].detach().double().cpu().numpy()
+    ln_sd = embedding @ weight
+    constant = 0.5 * float(np.log(np.mean(np.square(errors / np.exp(ln_sd)))))
+    return weight, constant, ln_sd + constant
 
 
 def _heads(base: XRFForRegression) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -395,8 +423,18 @@ def _write(model: XRFForRegression, columns: Sequence[_Column], fits: Sequence[_
     std = np.array([np.std(column.labels) or 1.0 if len(column.labels) else 1.0 for column in columns])
     model.config.target_transform = ["log" if column.is_log else "linear" for column in columns]
     model.config.target_mean, model.config.target_std = mean.tolist(), std.tolist()
-    model.head.weight.copy_(torch.from_numpy(np.stack([fit.weight for fit in fits]) / std[:, None]))
-    model.head.bias.copy_(torch.from_numpy((np.array([fit.constant for fit in fits]) - mean) / std))
+    targets = slice(len(fits))
+    model.head.weight[targets] = torch.from_numpy(np.stack([fit.weight for fit in fits]) / std[:, None])
+    model.head.bias[targets] = torch.from_numpy((np.array([fit.constant for fit in fits]) - mean) / std)
     model.spectrum_head.weight.copy_(torch.from_numpy(np.stack([fit.spectrum_weight for fit in fits]) / std[:, None]))
-    factors = np.stack([fit.half_widths() for fit in fits], axis=1) / std
+    factors = np.stack([fit.half_widths() for fit in fits], axis=1)
+    if (
+        model.config.regression_loss == "gaussian"
+    ):  # factors are in units of the standard deviation, whose square follows
+        ln_sd = [(fit.ln_sd[0], fit.ln_sd[1] - np.log(scale)) for fit, scale in zip(fits, std, strict=True)]
+        weights, constants = zip(*ln_sd, strict=True)
+        model.head.weight[len(fits) :] = torch.from_numpy(2 * np.stack(weights))
+        model.head.bias[len(fits) :] = torch.from_numpy(2 * np.array(constants))
+    else:
+        factors /= std
     model.config.interval_factors = factors.tolist()

@@ -1,6 +1,7 @@
 """Few-label adaptation: the prior where there are no labels, a Gaussian process where there are some."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -269,7 +270,7 @@ def test_an_error_of_a_main_constituent_counts_in_its_unit(base, monkeypatch):
 def test_a_good_prior_of_a_main_constituent_is_shifted_and_nothing_more(base):
     """Labels of what hardly matters, near zero, say nothing of the high values that were not labelled."""
     rng, base = np.random.default_rng(6), copy.deepcopy(base)
-    rows = spectra(np.zeros((60, 1)), np.array(["core a", "core b", "core c"])[rng.integers(3, size=60)])
+    rows = spectra(np.zeros((60, 2)), np.array(["core a", "core b", "core c"])[rng.integers(3, size=60)])
     row = base.config.target_names.index("Ca")
     with torch.no_grad():  # a prior that spans decades
         base.head.weight[row] *= 3 / said(base, rows).predictions[:, row].log().std()
@@ -280,12 +281,31 @@ def test_a_good_prior_of_a_main_constituent_is_shifted_and_nothing_more(base):
     labels = np.maximum(truth * np.exp(0.02 * rng.normal(size=60)) + 0.3 * rng.normal(size=60), 0.05)
     rows.labels[:] = torch.nan
     rows.labels[order[:57], 0] = torch.from_numpy(labels[order[:57]]).float()
+    rows.labels[::2, 1] = said(base, rows).predictions[::2, 0] * 1.3
     assert labels[order[:57]].max() > adaptation_xrf.MAIN_CONSTITUENT
-    found = said(adapt(base, rows, ["Ca"], ["wt%"]), rows).predictions[:, 0].numpy()
+    base.head.weight[len(base.config.target_names) + row].data[:] = (
+        -0.5 * base.head.weight[row].detach()
+    )  # surer of much
+    model = adapt(base, rows, ["Ca", "Fe"], ["wt%", "wt%"])
+    found = said(model, rows).predictions[:, 0].numpy()
     high = order[57:]
     assert found[high] == pytest.approx(truth[high], rel=0.06)
     ratio = found / said(base, rows).predictions[:, row].numpy()
     assert ratio == pytest.approx(ratio[0], rel=1e-3) and ratio[0] == pytest.approx(1.1, rel=0.05)
+
+    now, before = said(model, rows), said(base, rows)
+    inside = (now.lower[:, 0] <= rows.labels[:, :1]) & (rows.labels[:, :1] <= now.upper[:, 0])
+    assert inside[order[:57]].double().mean(0).numpy() == pytest.approx([0.8, 0.9], abs=0.06)
+    # the widths of one spectrum and another are as the base's, and both kinds of target have intervals of their own
+    factor = (now.standard_deviation / now.predictions)[:, 0] / (before.standard_deviation / before.predictions)[
+        :, row
+    ]
+    torch.testing.assert_close(factor, factor[:1].expand(60), rtol=1e-3, atol=0)
+    without = adapt(base, dataclasses.replace(rows, labels=rows.labels[:, 1:]), ["Fe"], ["wt%"])
+    for name in ("predictions", "lower", "upper"):
+        torch.testing.assert_close(
+            getattr(now, name)[:, 1], getattr(said(without, rows), name)[:, 0], rtol=1e-3, atol=0
+        )
 
 
 @pytest.mark.parametrize("target", ["Ca", "CaCO3"])
