@@ -5,7 +5,7 @@ B = spectra in a batch, L = channels, P = patches of a whole spectrum.
 
 import hashlib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -252,11 +252,24 @@ def spread(rows, number: int):
     return rows.select(np.linspace(0, len(rows) - 1, min(number, len(rows))).astype(int))
 
 
-def feature_batches(rows, extractor: XRFFeatureExtractor, split: str) -> Iterator[dict[str, torch.Tensor]]:
-    """Features of a dataset or a stream in its own order, as batches of tensors."""
+def feature_batches(
+    rows,
+    extractor: XRFFeatureExtractor,
+    split: str,
+    targets: Sequence[str] = (),
+    change: Callable[[NativeSpectra], NativeSpectra] | None = None,
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Features of a dataset or a stream in its own order, as batches of tensors.
+
+    Args:
+        targets: columns to hand out as labels.
+        change: what is done to spectra before features are extracted.
+    """
     first = 0
     for table in rows.with_format("arrow").iter(ROWS_PER_TABLE):
-        spectra = NativeSpectra.from_table(table)
+        spectra = NativeSpectra.from_table(table, targets)
+        if change is not None:
+            spectra = change(spectra)
         yield extract_tensors(spectra, range(first, first + len(table)), extractor, split)
         first += len(table)
 

@@ -16,6 +16,7 @@ import json
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from corpus_xrf import (
     ROWS_PER_TABLE,
     NativeSpectra,
     extract_tensors,
+    feature_batches,
     labels_of,
     load_split,
     measured_patches,
@@ -138,12 +140,9 @@ def stream_batches(loader, stream: SpectrumStream, device, first_batch: int = 0)
 def augmented_batches(
     rows, extractor: XRFFeatureExtractor, split: str, seed: int, augmentation, targets: Sequence[str] = ()
 ) -> Iterator[dict]:
-    """Every spectrum of a `datasets.Dataset` once, in its own order, as a `SpectrumStream` hands it out."""
-    rng, first = np.random.default_rng(seed), 0
-    for table in rows.with_format("arrow").iter(ROWS_PER_TABLE):
-        spectra = _augmented(NativeSpectra.from_table(table, targets), augmentation, rng)
-        yield measured_patches(extract_tensors(spectra, range(first, first + len(table)), extractor, split))
-        first += len(table)
+    """As `feature_batches`, every spectrum of a `datasets.Dataset` once, augmented."""
+    change = partial(_augmented, augmentation=augmentation, rng=np.random.default_rng(seed))
+    return feature_batches(rows, extractor, split, targets, change)
 
 
 def _augmented(spectra: NativeSpectra, augmentation, rng) -> NativeSpectra:

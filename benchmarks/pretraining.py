@@ -78,7 +78,7 @@ class Recipe:
 MASKED, LABELS = Recipe(), Recipe(("labels",))
 TWO_STAGES = Recipe(("masked", "labels"))
 MUON = {"optimizer": "muon", "batch_size": 128, "learning_rate": 2e-3}
-FASTER = MUON | {"batch_size": 1024}
+MUON_1024 = MUON | {"batch_size": 1024}
 PERCEPTRON = {"num_hidden_layers": 0, "perceptron_size": 512, "patch_size": 64}
 RECIPES = {
     "random weights": Recipe(()),
@@ -106,14 +106,16 @@ RECIPES = {
     "labels, patch 64": LABELS.but(patch_size=64),
     "labels, mean pooling": LABELS.but(pooling="mean"),
     "labels, perceptron": LABELS.but(batch_size=256, **PERCEPTRON),
-    "labels, perceptron, Muon": LABELS.but(**FASTER, **PERCEPTRON),
-    "labels, perceptron, Muon, efficiency": LABELS.but(**FASTER, **PERCEPTRON, efficiency_sd=0.1),
-    "labels, perceptron, Muon, channel": LABELS.but(**FASTER, **PERCEPTRON, scaling="channel"),
-    "labels, perceptron, Muon, log": LABELS.but(**FASTER, **PERCEPTRON, scaling="log"),
-    "labels, perceptron, Muon, standardize": LABELS.but(**FASTER, **PERCEPTRON, scaling="standardize"),
-    "labels, perceptron, Muon, any": LABELS.but(**FASTER, **PERCEPTRON, corpora=("any",)),
-    "labels, perceptron, Muon, handheld": LABELS.but(**FASTER, **PERCEPTRON, corpora=("handheld",)),
-    "labels, perceptron, Muon, with marine": LABELS.but(**FASTER, **PERCEPTRON, corpora=("any", "handheld", "marine")),
+    "labels, perceptron, Muon": LABELS.but(**MUON_1024, **PERCEPTRON),
+    "labels, perceptron, Muon, efficiency": LABELS.but(**MUON_1024, **PERCEPTRON, efficiency_sd=0.1),
+    "labels, perceptron, Muon, channel": LABELS.but(**MUON_1024, **PERCEPTRON, scaling="channel"),
+    "labels, perceptron, Muon, log": LABELS.but(**MUON_1024, **PERCEPTRON, scaling="log"),
+    "labels, perceptron, Muon, standardize": LABELS.but(**MUON_1024, **PERCEPTRON, scaling="standardize"),
+    "labels, perceptron, Muon, any": LABELS.but(**MUON_1024, **PERCEPTRON, corpora=("any",)),
+    "labels, perceptron, Muon, handheld": LABELS.but(**MUON_1024, **PERCEPTRON, corpora=("handheld",)),
+    "labels, perceptron, Muon, with marine": LABELS.but(
+        **MUON_1024, **PERCEPTRON, corpora=("any", "handheld", "marine")
+    ),
 }
 
 

@@ -777,7 +777,7 @@ def main(argv: list[str] | None = None):
     whole = training_xrf.whole_model(accelerator, model)
     if accelerator.is_main_process:
         if labelled and validation is not None:
-            held_out = map(corpus_xrf.measured_patches, validation.batches())
+            held_out = validation.batches()
             # intervals shall hold for spectra such as were learnt from
             if augmentation:
                 held_out = streaming_xrf.augmented_batches(
@@ -785,7 +785,7 @@ def main(argv: list[str] | None = None):
                 )
             if efficiency:
                 held_out = (efficiency(batch, epoch=-1) for batch in held_out)
-            calibrate(whole, held_out)
+            calibrate(whole, map(corpus_xrf.measured_patches, held_out))
         plot_training_curves(str(folder / "figures" / "training.png"), history.records)
         summary = {
             "num_spectra": None if data.streaming else len(train_rows),

@@ -686,9 +686,7 @@ def test_augmentation_takes_away_the_states_of_the_instrument(learn, simulated, 
         learn(**options, targets="count_rate")
 
 
-def test_intervals_are_those_of_spectra_such_as_were_learnt_from(
-    learn, stored_labels, simulated, tmp_path, monkeypatch
-):
+def test_intervals_are_those_of_spectra_such_as_were_learnt_from(learn, stored_labels, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(
         "reliability_xrf.calibrate",

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+import corpus_xrf
 import streaming_xrf
 from configuration_xrf import XRFMaskedConfig
 from corpus_xrf import NativeSpectra, feature_batches, load_split
@@ -381,7 +382,7 @@ def test_augmentation_works_on_native_counts_and_repeats_with_the_seed(corpus, e
 
 
 def test_every_spectrum_of_a_split_is_augmented_once(corpus, extractor, monkeypatch):
-    monkeypatch.setattr(streaming_xrf, "ROWS_PER_TABLE", 25)
+    monkeypatch.setattr(corpus_xrf, "ROWS_PER_TABLE", 25)
     rows = load_split(corpus, "train").add_column("Fe", list(range(60)))
     whole = np.array(rows["counts"])
     for share in (1.0, 0.5):
