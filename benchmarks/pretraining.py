@@ -102,8 +102,6 @@ RECIPES = {
     "masked, Muon": MASKED.but(**MUON),
     "labels, Muon": LABELS.but(**MUON),
     "masked, then labels, Muon": TWO_STAGES.but(**MUON),
-    "labels, patch 16": LABELS.but(patch_size=16),
-    "labels, patch 64": LABELS.but(patch_size=64),
     "labels, mean pooling": LABELS.but(pooling="mean"),
     "labels, perceptron": LABELS.but(batch_size=256, **PERCEPTRON),
     "labels, perceptron, Muon": LABELS.but(**MUON_1024, **PERCEPTRON),
