@@ -2,12 +2,12 @@
 
 For each target, its labels (or their logarithms) are modelled by a Gaussian process,
 
-    label = prior + bias + slope + mixture + group + noise
+    label = prior + bias + slope + embedding + group + noise
 
-`prior` is the pretrained model's own prediction where it knows the target, and `mixture` all its predictions; where it
-does not, the labels' mean and the embedding. Every term after the prior has a linear kernel and a variance of its own;
-the variances are the most probable ones given the labels (Rasmussen & Williams 2006, sections 2.7 and 5.4). `group` is
-what the spectra of one core or formation have in common, so that many spectra of one do not pass for many samples.
+`prior` is the pretrained model's own prediction where it knows the target, else the labels' mean. Every term after it
+has a linear kernel and a variance of its own; the variances are the most probable ones given the labels (Rasmussen &
+Williams 2006, sections 2.7 and 5.4). `group` is what the spectra of one core or formation have in common, so that many
+spectra of one do not pass for many samples.
 
 A ridge regression on the spectrum itself makes other errors than the process, so the answer is the mean of both, each
 weighted by the inverse of its mean squared error on what was left out (Bates & Granger 1969, Oper. Res. Q. 20,
@@ -41,8 +41,8 @@ from reliability_xrf import COVERAGES, embedding_covariance, interval_half_width
 
 # Prior medians of the terms' standard deviations: of ln(value) for a target that the pretrained model knows, else as a
 # share of the labels' own standard deviation. The logarithm of each is normal with `LN_SD_SPREAD`.
-KNOWN_SD = {"bias": 0.15, "slope": 0.1, "mixture": 0.15, "group": 0.2, "noise": 0.3}
-UNKNOWN_SD = {"bias": 1.0, "mixture": 0.7, "group": 0.2, "noise": 0.2}
+KNOWN_SD = {"bias": 0.15, "slope": 0.1, "embedding": 0.15, "group": 0.2, "noise": 0.3}
+UNKNOWN_SD = {"bias": 1.0, "embedding": 0.7, "group": 0.2, "noise": 0.2}
 LN_SD_SPREAD = 1.0
 LARGEST_LN_SD_CHANGE = 4.0
 MOST_LABELS = 2000  # of one target; of more, this many are drawn, for time and memory
@@ -268,40 +268,35 @@ def _fit_process(column: _Column, row, unit: str, base, embeddings, spectrum, gr
     `variance A' alpha` with `alpha = (covariance of labels)^-1 (label - prior)`."""
     size, length = embeddings.shape[1], spectrum.shape[1]
     if row is None:
-        weight, skip = np.eye(size), np.zeros((size, length))
         prior_weight, prior_spectrum, prior_constant = np.zeros(size), np.zeros(length), np.mean(column.labels)
         prior_sd = {name: sd * np.std(column.labels) for name, sd in UNKNOWN_SD.items()}
     else:
-        weight, skip, bias = _heads(base)
-        std = base.config.target_std[row]
-        prior_weight, prior_spectrum = std * weight[row], std * skip[row]
-        prior_constant = std * bias[row] + base.config.target_mean[row] + np.log(PER_WEIGHT_PERCENT[unit])
+        prior_weight, prior_spectrum, prior_constant = _own_prediction(base, row)
+        prior_constant += np.log(PER_WEIGHT_PERCENT[unit])
         prior_sd = {name: KNOWN_SD[name] for name in (("bias", "noise") if column.is_shifted else KNOWN_SD)}
     if len(column.labels) == 0:
         expected_sd = float(np.linalg.norm(list(KNOWN_SD.values())))
         return _Linear(prior_weight, prior_spectrum, prior_constant, np.zeros(0), expected_sd, np.zeros(0))
 
-    embedding, spectrum = embeddings[column.rows], spectrum[column.rows]
-    own = embedding @ prior_weight + spectrum @ prior_spectrum
-    mixture = embedding @ weight.T + spectrum @ skip.T
-    centers = own.mean(), mixture.mean(axis=0)
-    # predictions of the base are standardised over all that it knows; embeddings have no scale of their own
-    scale = np.sqrt(len(weight)) if row is not None else _root_mean_square(mixture - centers[1])
+    embedding = embeddings[column.rows]
+    own = embedding @ prior_weight + spectrum[column.rows] @ prior_spectrum
+    own_center, center = own.mean(), embedding.mean(axis=0)
+    scale = _root_mean_square(embedding - center)
     features = {
         "bias": np.ones((len(own), 1)),
-        "slope": (own - centers[0])[:, None],
-        "mixture": (mixture - centers[1]) / scale,
+        "slope": (own - own_center)[:, None],
+        "embedding": (embedding - center) / scale,
     }
     residual = column.labels - own - prior_constant
     variances, covariance = most_probable_variances(features, groups, residual, prior_sd, column.noise_shape())
     inverse = np.linalg.inv(covariance)
     alpha = inverse @ residual
     slope = 1 + variances["slope"] * (features["slope"].T @ alpha)[0]
-    mixed = variances["mixture"] * (features["mixture"].T @ alpha) / scale  # of the mixture's columns
-    constant = prior_constant + variances["bias"] * alpha.sum() + (1 - slope) * centers[0] - mixed @ centers[1]
+    weight = variances["embedding"] * (features["embedding"].T @ alpha) / scale
+    constant = prior_constant + variances["bias"] * alpha.sum() + (1 - slope) * own_center - weight @ center
     return _Linear(
-        slope * prior_weight + mixed @ weight,
-        slope * prior_spectrum + mixed @ skip,
+        slope * prior_weight + weight,
+        slope * prior_spectrum,
         float(constant),
         *left_out_errors(inverse, alpha, groups),
     )
@@ -334,15 +329,16 @@ def _own_ln_sd(base, row: int, embedding, errors) -> tuple[np.ndarray, float, np
     return weight, constant, ln_sd + constant
 
 
-def _heads(base: XRFForRegression) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The base's standardised predictions as linear functions: weights `(K, D)`, of the spectrum `(K, L)`, bias
-    `(K,)`."""
-    number = len(base.config.target_names)
-    skip = np.zeros((number, base.config.spectrum_length))
-    if base.config.spectrum_skip:
-        skip = base.spectrum_head.weight.detach().double().cpu().numpy()
-    weight, bias = (values.detach().double().cpu().numpy()[:number] for values in (base.head.weight, base.head.bias))
-    return weight, skip, bias
+def _own_prediction(base: XRFForRegression, row: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """The base's prediction of one of its targets, ln(wt%), as a linear function: of the embedding `(D,)`, of the
+    spectrum `(L,)`, constant."""
+    std, config = base.config.target_std[row], base.config
+
+    def weights(values):
+        return std * values[row].detach().double().cpu().numpy()
+
+    spectrum = weights(base.spectrum_head.weight) if config.spectrum_skip else np.zeros(config.spectrum_length)
+    return weights(base.head.weight), spectrum, float(weights(base.head.bias)) + config.target_mean[row]
 
 
 def _root_mean_square(features: np.ndarray) -> float:

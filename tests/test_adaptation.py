@@ -85,14 +85,14 @@ def test_the_model_is_the_weighted_mean_of_a_process_and_a_ridge_regression(base
     model = adapt(base, rows, ["Fe"], ["wt%"])
     everything = torch.cat([rows.input_values, new.input_values])
     embeddings = base.xrf(everything).pooler_output.double().detach().numpy()
-    weight, bias = base.head.weight[:3].double().detach().numpy(), base.head.bias[:3].double().detach().numpy()
-    heads = embeddings @ weight.T + bias
-    prior, labels = heads[:, 0] * 0.8 + 1.0, np.log(rows.labels.double().numpy()[:, 0])
+    weight, bias = base.head.weight[0].double().detach().numpy(), base.head.bias[0].item()
+    prior, labels = (embeddings @ weight + bias) * 0.8 + 1.0, np.log(rows.labels.double().numpy()[:, 0])
+    centred = embeddings - embeddings[:16].mean(axis=0)
 
     features = {
         "bias": np.ones((21, 1)),
         "slope": (prior - prior[:16].mean())[:, None],
-        "mixture": (heads - heads[:16].mean(axis=0)) / np.sqrt(3),
+        "embedding": centred / np.sqrt(np.mean(np.sum(centred[:16] ** 2, axis=1))),
     }
     residual = labels - prior[:16]
     known = {name: values[:16] for name, values in features.items()}
