@@ -177,7 +177,10 @@ SETS = {
 # --- methods ---
 
 # Those that adapt a checkpoint, which is loaded for them only.
-FINE_TUNED = ("full", "full_equal_rates", "full_mixup", "full_label_noise", "lora", "scratch")  # fine_tuned.WAYS
+FINE_TUNED = (  # fine_tuned.WAYS
+    *("full", "full_equal_rates", "full_mixup", "full_label_noise", "full_efficiency", "full_logit"),
+    *("lora", "scratch", "scratch_standardised"),
+)
 PRETRAINED = (
     *("pretrained", "pretrained_encoder", "random_encoder", "pretrained_closed", "pretrained_pooled"),
     *FINE_TUNED,
@@ -265,12 +268,14 @@ def pretrained_methods(checkpoint: str) -> dict[str, Method]:
 
 def max_method(checkpoint: str) -> Method:
     """MAX's fine-tuning of a masked autoencoder that was pretrained by its recipe."""
-    from fine_tuned import MaxFineTuning
+    from fine_tuned import StandardisedFineTuning
 
     from feature_extraction_xrf import XRFFeatureExtractor
     from finetuning_xrf import load_encoder
 
-    return fine_tuned(MaxFineTuning(), load_encoder(checkpoint), XRFFeatureExtractor.from_pretrained(checkpoint))
+    return fine_tuned(
+        StandardisedFineTuning(), load_encoder(checkpoint), XRFFeatureExtractor.from_pretrained(checkpoint)
+    )
 
 
 def fine_tuned(way, base, extractor) -> Method:
@@ -279,9 +284,9 @@ def fine_tuned(way, base, extractor) -> Method:
     from finetuning_xrf import AdaptedModel
 
     def make(names, seed):
-        return AdaptedModel(lambda rows: way(base, rows, names, seed), extractor, 2 * MIN_LABELS)
+        return AdaptedModel(lambda rows: way(base, extractor, rows, names, seed), extractor, 2 * MIN_LABELS)
 
-    return Method(make, most_labels=100)
+    return Method(make, most_labels=way.most_labels)
 
 
 def methods() -> dict[str, Method]:

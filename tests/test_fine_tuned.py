@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from configuration_xrf import XRFMaskedConfig
+from feature_extraction_xrf import XRFFeatureExtractor
 from finetuning_xrf import LabelledSpectra
 from modeling_xrf import XRFForRegression
 
@@ -39,14 +40,26 @@ def rows():
     return LabelledSpectra(*tensors, np.arange(60) // 30)
 
 
-@pytest.mark.parametrize("way", ["full_mixup", "lora", "scratch", "max"])
+@pytest.mark.parametrize(
+    "way", ["full_mixup", "full_efficiency", "full_logit", "lora", "scratch", "scratch_standardised", "max"]
+)
 def test_fine_tuning_learns_and_leaves_the_base_as_it_was(benchmark, base, rows, way):
-    tune = benchmark.MaxFineTuning() if way == "max" else benchmark.WAYS[way]
+    tune = benchmark.StandardisedFineTuning() if way == "max" else benchmark.WAYS[way]
+    extractor = XRFFeatureExtractor(spectrum_length=128, patch_size=16, scaling="sqrt")
     before = {name: values.clone() for name, values in base.state_dict().items()}
-    model = tune(base.xrf if way == "max" else base, rows, ["CaO"], seed=0)
+    model = tune(base.xrf if way == "max" else base, extractor, rows, ["CaO"], seed=0)
     assert all(torch.equal(before[name], values) for name, values in base.state_dict().items())
-    assert model.config.target_transform == ["linear" if way == "max" else "log"]
+    is_standardised = way in ("max", "scratch_standardised")
+    assert model.config.target_transform == ["linear" if is_standardised else "log"]
     with torch.no_grad():
         predicted = model(rows.input_values, attention_mask=rows.attention_mask).predictions[:50, 0]
     labels = rows.labels[:50, 0]
     assert (predicted - labels).square().mean() < 0.25 * labels.var()
+
+
+def test_labels_are_compared_as_logits_or_logarithms(benchmark):
+    weight_percent = torch.tensor([0.5, 20.0, 80.0])
+    ways = benchmark.WAYS
+    assert ways["full"]._transform(weight_percent).tolist() == pytest.approx(np.log([0.5, 20, 80]), rel=1e-5)
+    expected = np.log([0.5 / 99.5, 20 / 80, 80 / 20])
+    assert ways["full_logit"]._transform(weight_percent).tolist() == pytest.approx(expected, rel=1e-5)
