@@ -251,7 +251,7 @@ def poisson_loss(model, batch, epoch: int, config, seed: int):
     outputs = model(**model_inputs(batch), noise=noise)
     rates = torch.nn.functional.softplus(outputs.reconstruction.float()) + LEAST_RATE
     counts = batch["input_values"].square()
-    deviance = rates - counts + torch.xlogy(counts, counts / rates)
+    deviance = rates - counts * rates.log() + torch.xlogy(counts, counts) - counts
     hidden = outputs.mask.repeat_interleave(config.patch_size, dim=1)
     return (deviance * hidden).sum() / hidden.sum()
 
