@@ -61,8 +61,8 @@ def test_the_poisson_loss_is_that_of_counts(benchmark):
     }
     batch = measured_patches(batch)
     loss = benchmark.poisson_loss(model, batch, 0, config, seed=3)
-    loss.backward()
-    assert all(values.grad.isfinite().all() for values in model.parameters() if values.grad is not None)  # 0 counts too
+    loss.backward()  # of counts of 0, too
+    assert all(values.grad.isfinite().all() for values in model.parameters() if values.grad is not None)
     with torch.no_grad():
         outputs = model(batch["input_values"], noise=mask_noise(batch["sample_id"], 8, seed=3, epoch=0))
     hidden = outputs.mask.repeat_interleave(16, dim=1).bool().numpy()
