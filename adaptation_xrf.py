@@ -41,7 +41,7 @@ from reliability_xrf import COVERAGES, embedding_covariance, interval_half_width
 
 # Prior medians of the terms' standard deviations: of ln(value) for a target that the pretrained model knows, else as a
 # share of the labels' own standard deviation. The logarithm of each is normal with `LN_SD_SPREAD`.
-KNOWN_SD = {"bias": 0.15, "slope": 0.1, "embedding": 0.15, "group": 0.2, "noise": 0.3}
+KNOWN_SD = {"bias": 0.15, "slope": 0.1, "embedding": 0.3, "group": 0.2, "noise": 0.3}
 UNKNOWN_SD = {"bias": 1.0, "embedding": 0.7, "group": 0.2, "noise": 0.2}
 LN_SD_SPREAD = 1.0
 LARGEST_LN_SD_CHANGE = 4.0
