@@ -21,8 +21,7 @@ All is linear in the embedding and the scaled spectrum, so the result is an ordi
 `spectrum_skip`. Where a prior is but shifted, what the pretrained model says of the size of its errors is kept, too.
 Intervals come from the errors of leaving out each group, or each spectrum where there are none.
 
-N = spectra, D = hidden size, L = channels, T = targets, K = targets of the pretrained model. A missing laboratory
-value is NaN.
+N = spectra, D = hidden size, L = channels, T = targets. A missing laboratory value is NaN.
 """
 
 from __future__ import annotations
