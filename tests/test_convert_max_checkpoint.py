@@ -1,8 +1,6 @@
 """scripts/convert_max_checkpoint.py: converted MAX checkpoints give MAX's numbers; what does not fit is refused."""
 
-import importlib.util
 import pickle
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +10,7 @@ from huggingface_hub import ModelCard
 from max_reference import MaxMaskedAutoencoder, MaxRegressor, instance_norm, randomize
 from transformers import AutoFeatureExtractor, AutoModel, AutoModelForPreTraining, AutoModelForSequenceClassification
 
+SCRIPT = "convert_max_checkpoint.py"
 TOLERANCE = 1e-5
 # 15 patches: half of them is no whole number
 SMALL = {"spectrum_length": 120, "patch_size": 8, "width": 32, "layers": 2, "heads": 4}
@@ -20,27 +19,13 @@ SMALL_HEADS = ["--num_attention_heads", "4", "--decoder_num_attention_heads", "2
 TARGET = ["--target_name", "CaCO3", "--target_unit", "wt%", "--target_mean", "23.5", "--target_std", "26.25"]
 
 
-@pytest.fixture(scope="module")
-def script():
-    path = Path(__file__).parents[1] / "scripts" / "convert_max_checkpoint.py"
-    spec = importlib.util.spec_from_file_location("convert_max_checkpoint", path)
-    module = sys.modules["convert_max_checkpoint"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["convert_max_checkpoint"]
-
-
 @pytest.fixture
-def convert(script, monkeypatch, capsys):
-    """Run the script in this process; returns its exit code and what it wrote to standard error."""
+def convert(call_script):
+    """Runs the script in this process: its exit code and what it wrote to standard error."""
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["convert_max_checkpoint.py", *map(str, arguments)])
-        try:
-            script.run(script.main)
-        except SystemExit as exit_:
-            return exit_.code, capsys.readouterr().err
-        return 0, capsys.readouterr().err
+        code, _, error = call_script(*arguments)
+        return code, error
 
     return run
 

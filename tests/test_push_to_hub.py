@@ -1,17 +1,16 @@
 """`scripts/push_to_hub.py`, in this process where a fresh one would tell no more."""
 
-import importlib.util
 import os
 import shutil
-import sys
 
 import pytest
-from conftest import HUB_TOKEN, READ_TOKEN, ROOT
+from conftest import HUB_TOKEN, READ_TOKEN
 from huggingface_hub import HfApi, ModelCard, hf_hub_download
 from tiny_repositories import card_text, save_adapter, save_base, save_corpus
 
 import hub_xrf
-from command_line_xrf import run
+
+SCRIPT = "push_to_hub.py"
 
 
 def remote_files(repo_id, repo_type=None):
@@ -19,22 +18,12 @@ def remote_files(repo_id, repo_type=None):
 
 
 @pytest.fixture
-def push(monkeypatch, capfd):
+def push(call_script, monkeypatch):
     """`push(folder, "org/name", "--private")` runs the script; its exit code, and what it wrote to both streams."""
-    spec = importlib.util.spec_from_file_location("push_to_hub", ROOT / "scripts" / "push_to_hub.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
     monkeypatch.setattr(hub_xrf, "RETRY_WAITS_S", (0.01, 0.01))
 
     def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["push_to_hub.py", *map(str, arguments)])
-        capfd.readouterr()
-        code = 0
-        try:
-            run(script.main)
-        except SystemExit as exit:
-            code = exit.code
-        output, errors = capfd.readouterr()
+        code, output, errors = call_script(*arguments)
         assert HUB_TOKEN not in output + errors
         return code, output, errors
 
