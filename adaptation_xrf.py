@@ -18,8 +18,8 @@ the most part, an error counts in wt%. Then a linear fit competes, and the prior
 beyond the labels at hand without harm where all else may not; what is left out decides.
 
 All is linear in the embedding and the scaled spectrum, so the result is an ordinary [`XRFForRegression`] with
-`spectrum_skip`. Where a prior is but shifted, what the pretrained model says of the size of its errors is kept, too.
-Intervals come from the errors of leaving out each group, or each spectrum where there are none.
+`spectrum_skip`. Intervals come from the errors of leaving out each group, or each spectrum where there are none; those
+of a main constituent are as wide at any low value.
 
 N = spectra, D = hidden size, L = channels, T = targets. A missing laboratory value is NaN.
 """
@@ -100,9 +100,6 @@ def adapt(
         best = int(np.argmin([way.mean_squared_error(fit.errors) for way, fit in zip(ways, found, strict=True)]))
         columns.append(ways[best])
         fits.append(found[best])
-    if any(fit.ln_sd for fit in fits):
-        model = _new_model(base.xrf, target_names, target_units, "gaussian")
-        fits = [fit if fit.ln_sd else fit.with_even_sd() for fit in fits]
     _write(model, columns, fits)
     if len(embeddings) > 2:
         make_familiar(model, embeddings, embedding_covariance(base))
@@ -129,20 +126,34 @@ class _Column:
     is_main: bool
     is_shifted: bool = False
 
+    @property
+    def floor(self) -> float | None:
+        """Of a main constituent's logarithms: the value where the part of an error that is the same at any value is as
+        large as the part in proportion to it."""
+        return EVEN_SHARE * float(np.exp(self.labels.max())) if self.is_main and self.is_log else None
+
     def noise_shape(self) -> np.ndarray:
-        """Variance of the noise of each label in units of the noise term's `(n,)`. That of a main constituent has,
-        beside what is relative to it, a part that counts as much at any value, and so more in a small one's logarithm.
-        """
-        if not (self.is_main and self.is_log):
+        """Variance of the noise of each label in units of the noise term's `(n,)`; both parts of a main constituent's
+        (see `floor`), of which the even one counts more in a small value's logarithm."""
+        if self.floor is None:
             return np.ones(len(self.labels))
-        return 1 + np.square(EVEN_SHARE * np.exp(self.labels.max() - self.labels))
+        return 1 + np.square(self.floor / np.exp(self.labels))
 
     def mean_squared_error(self, errors: np.ndarray) -> float:
         """Of predictions that miss the transformed labels by `errors` `(n,)`: in the unit of a main constituent, else
         of transformed labels. 0 without labels."""
-        if self.is_main and self.is_log:
+        if self.floor is not None:
             errors = np.exp(self.labels) - np.exp(self.labels - errors)
         return float(np.mean(errors**2)) if len(errors) else 0.0
+
+    def half_widths(self, errors: np.ndarray, expected_sd: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """Of intervals, `(coverages,)`: in transformed labels, and with a floor in units of sqrt(p^2 + floor^2) of the
+        prediction p; from errors `(n,)`, their expected sizes `(n,)` or `(1,)`, and what each counts."""
+        if self.floor is not None:
+            labels, predictions = np.exp(self.labels), np.exp(self.labels - errors)
+            errors = (labels - predictions) / np.hypot(predictions, self.floor)
+            expected_sd = expected_sd * labels / np.hypot(labels, self.floor)
+        return interval_half_widths(errors, np.sqrt(np.mean(expected_sd**2)), weights=counts)
 
 
 def _ways_to_fit(labels: np.ndarray, is_known: bool, unit: str, rng) -> list[_Column]:
@@ -184,6 +195,11 @@ def _without_labels(base, target_names, target_units, known) -> XRFForRegression
         pooling=own.pooling,
         interval_coverages=own.interval_coverages,
         interval_factors=own.interval_factors and [[factors[row] for row in rows] for factors in own.interval_factors],
+        interval_floors=own.interval_floors
+        and [
+            None if own.interval_floors[row] is None else own.interval_floors[row] * float(np.exp(shift))
+            for row, shift in zip(rows, shifts, strict=True)
+        ],
         familiarity_threshold=own.familiarity_threshold,
         calibration=own.calibration,
     )
@@ -198,17 +214,18 @@ def _without_labels(base, target_names, target_units, known) -> XRFForRegression
     return model
 
 
-def _new_model(encoder, target_names, target_units, regression_loss: str = "mse") -> XRFForRegression:
+def _new_model(encoder, target_names, target_units) -> XRFForRegression:
     """A model whose heads and transforms of targets are still to be written."""
     return model_around(
         encoder,
         target_names,
         target_units,
-        regression_loss=regression_loss,
+        regression_loss="mse",
         spectrum_skip=True,
         pooling=encoder.config.embedding_pooling,
         interval_coverages=list(COVERAGES),
         interval_factors=[[1.0] * len(target_names) for _ in COVERAGES],
+        interval_floors=None,
         familiarity_threshold=None,
         calibration=None,
     )
@@ -217,37 +234,21 @@ def _new_model(encoder, target_names, target_units, regression_loss: str = "mse"
 @dataclass(frozen=True)
 class _Linear:
     """A target as a linear function, in transformed units: of the embedding `(D,)`, of the spectrum `(L,)`, constant;
-    what is known of its errors on labels that were left out (see `left_out_errors`); and, where their size depends on
-    the spectrum, the logarithm of their standard deviation as a linear function of the embedding, weights `(D,)` and
-    constant, with what it says of the labels `(n,)`."""
+    what is known of its errors on labels that were left out (see `left_out_errors`)."""
 
     weight: np.ndarray
     spectrum_weight: np.ndarray
     constant: float
     errors: np.ndarray
-    expected_sd: float
+    expected_sd: np.ndarray
     counts: np.ndarray
-    ln_sd: tuple[np.ndarray, float, np.ndarray] | None = None
-
-    def half_widths(self) -> np.ndarray:
-        """Of intervals, `(coverages,)`; in units of the standard deviation where that depends on the spectrum."""
-        if self.ln_sd is None:
-            return interval_half_widths(self.errors, self.expected_sd, weights=self.counts)
-        return interval_half_widths(self.errors / np.exp(self.ln_sd[2]), 1.0, weights=self.counts)
-
-    def with_even_sd(self) -> _Linear:
-        """The same, with the same standard deviation for all spectra."""
-        ln_sd = np.log(self.expected_sd)
-        return replace(self, ln_sd=(np.zeros_like(self.weight), ln_sd, np.full(len(self.errors), ln_sd)))
 
 
 def _fit(column: _Column, row: int | None, unit: str, base, embeddings, spectrum, groups) -> _Linear:
     """One target, from embeddings `(N, D)`, spectra `(N, L)` and groups `(N,)` of all spectra."""
     groups = None if groups is None else groups[column.rows]
     process = _fit_process(column, row, unit, base, embeddings, spectrum, groups)
-    if column.is_shifted:
-        return replace(process, ln_sd=_own_ln_sd(base, row, embeddings[column.rows], process.errors))
-    if len(column.labels) < LEAST_FOR_RIDGE or np.ptp(column.labels) == 0:
+    if column.is_shifted or len(column.labels) < LEAST_FOR_RIDGE or np.ptp(column.labels) == 0:
         return process
     ridge = _fit_spectrum(column.labels, spectrum[column.rows], groups, embeddings.shape[1])
     precision = [1 / column.mean_squared_error(part.errors) for part in (process, ridge)]
@@ -274,7 +275,7 @@ def _fit_process(column: _Column, row, unit: str, base, embeddings, spectrum, gr
         prior_constant += np.log(PER_WEIGHT_PERCENT[unit])
         prior_sd = {name: KNOWN_SD[name] for name in (("bias", "noise") if column.is_shifted else KNOWN_SD)}
     if len(column.labels) == 0:
-        expected_sd = float(np.linalg.norm(list(KNOWN_SD.values())))
+        expected_sd = np.array([np.linalg.norm(list(KNOWN_SD.values()))])
         return _Linear(prior_weight, prior_spectrum, prior_constant, np.zeros(0), expected_sd, np.zeros(0))
 
     embedding = embeddings[column.rows]
@@ -312,20 +313,9 @@ def _fit_spectrum(labels: np.ndarray, spectrum: np.ndarray, groups, size: int) -
     inverse = np.linalg.inv(covariance)
     alpha = inverse @ (labels - labels.mean())
     errors, _, counts = left_out_errors(inverse, alpha, groups)
-    expected_sd = float(np.sqrt(np.mean(errors**2)))  # it knows the size of its errors by those it made only
+    # it knows the size of its errors by those it made only
+    expected_sd = np.array([np.sqrt(np.mean(errors**2))])
     return _Linear(np.zeros(size), coefficients / scale, intercept, errors, expected_sd, counts)
-
-
-def _own_ln_sd(base, row: int, embedding, errors) -> tuple[np.ndarray, float, np.ndarray] | None:
-    """What the base says of its own errors (see `_Linear`), all larger or smaller by what makes them as large as these
-    errors `(n,)` were; `None` if it says nothing."""
-    if base.config.regression_loss != "gaussian":
-        return None
-    row_of_variance = len(base.config.target_names) + row
-    weight = 0.5 * base.head.weight[row_of_variance].detach().double().cpu().numpy()
-    ln_sd = embedding @ weight
-    constant = 0.5 * float(np.log(np.mean(np.square(errors / np.exp(ln_sd)))))
-    return weight, constant, ln_sd + constant
 
 
 def _own_prediction(base: XRFForRegression, row: int) -> tuple[np.ndarray, np.ndarray, float]:
@@ -390,9 +380,9 @@ def most_probable_variances(
     return found, np.tensordot(variances, stack, 1)
 
 
-def left_out_errors(inverse: np.ndarray, alpha: np.ndarray, groups) -> tuple[np.ndarray, float, np.ndarray]:
+def left_out_errors(inverse: np.ndarray, alpha: np.ndarray, groups) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Errors `(n,)` of the labels of each group, or each label without groups, when all of the group are left out; the
-    root mean variance that the process expects of them; and how many independent errors each stands for, `(n,)`.
+    standard deviation `(n,)` that the process expects of each; and how many independent ones it stands for, `(n,)`.
 
     With the inverse covariance P and alpha = P residual, leaving out the rows g gives them the errors
     `P_gg^-1 alpha_g` with the covariance `P_gg^-1` (Rasmussen & Williams 2006, equation 5.12, for several rows). Of m
@@ -407,7 +397,7 @@ def left_out_errors(inverse: np.ndarray, alpha: np.ndarray, groups) -> tuple[np.
         sd = np.sqrt(variances[rows])
         correlations = (covariance / np.outer(sd, sd)).sum() - len(rows)  # of all pairs, each twice
         weights[rows] = 1 / (1 + max(correlations, 0.0) / len(rows))
-    return errors, float(np.sqrt(variances.mean())), weights
+    return errors, np.sqrt(variances), weights
 
 
 @torch.no_grad()
@@ -422,14 +412,9 @@ def _write(model: XRFForRegression, columns: Sequence[_Column], fits: Sequence[_
     model.head.weight[targets] = torch.from_numpy(np.stack([fit.weight for fit in fits]) / std[:, None])
     model.head.bias[targets] = torch.from_numpy((np.array([fit.constant for fit in fits]) - mean) / std)
     model.spectrum_head.weight.copy_(torch.from_numpy(np.stack([fit.spectrum_weight for fit in fits]) / std[:, None]))
-    factors = np.stack([fit.half_widths() for fit in fits], axis=1)
-    if (
-        model.config.regression_loss == "gaussian"
-    ):  # factors are in units of the standard deviation, whose square follows
-        ln_sd = [(fit.ln_sd[0], fit.ln_sd[1] - np.log(scale)) for fit, scale in zip(fits, std, strict=True)]
-        weights, constants = zip(*ln_sd, strict=True)
-        model.head.weight[len(fits) :] = torch.from_numpy(2 * np.stack(weights))
-        model.head.bias[len(fits) :] = torch.from_numpy(2 * np.array(constants))
-    else:
-        factors /= std
-    model.config.interval_factors = factors.tolist()
+    factors = [
+        column.half_widths(fit.errors, fit.expected_sd, fit.counts) for column, fit in zip(columns, fits, strict=True)
+    ]
+    model.config.interval_factors = (np.stack(factors, axis=1) / std).tolist()
+    if any(column.floor is not None for column in columns):
+        model.config.interval_floors = [column.floor for column in columns]

@@ -209,7 +209,7 @@ def standardized_view(model):
     config.target_mean, config.target_std = [0.0] * count, [1.0] * count
     config.target_min, config.target_max = [None] * count, [None] * count
     config.target_transform = ["linear"] * count
-    config.interval_coverages = config.interval_factors = None
+    config.interval_coverages = config.interval_factors = config.interval_floors = None
     view = copy.copy(model)
     view.config = config
     # what accelerate and torch.compile put in the place of these would run the model itself

@@ -290,7 +290,7 @@ def build_regression_model(arguments: ModelArguments, target_fields: dict | None
 
     source = arguments.model_name_or_path
     if target_fields is None:
-        stale = dict.fromkeys(("interval_coverages", "interval_factors", "familiarity_threshold"))
+        stale = dict.fromkeys(("interval_coverages", "interval_factors", "interval_floors", "familiarity_threshold"))
         for name in ("pooling", "regression_loss"):
             given, kept = getattr(arguments, name), getattr(checkpoint_config(source), name)
             if given not in (None, kept):

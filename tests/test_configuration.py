@@ -18,6 +18,7 @@ TARGETS = {
     "target_transform": ["linear", "log"],
     "interval_coverages": [0.8, 0.9],
     "interval_factors": [[1, 1.2], [1.5, 2.25]],
+    "interval_floors": [None, 2],
     "familiarity_threshold": 3,
     "calibration": "standardless",
 }
@@ -212,6 +213,12 @@ def test_fields_changed_while_loading_are_checked(tmp_path):
             {**TARGETS, "interval_factors": [[float("inf"), 1], [1, 1]]},
             "of CaCO3 must be finite .* for the coverage 0.8",
         ),
+        (
+            {**TARGETS, "interval_floors": [1.0]},
+            r"interval_floors must have one .* \(2\), but have 1; add",
+        ),
+        ({**TARGETS, "interval_floors": [None, 0]}, "interval_floors of TOC must be positive, .* but is 0 with 'log'"),
+        ({**TARGETS, "interval_floors": [2, None]}, "of CaCO3 must be positive, .* but is 2 with 'linear'; use None"),
         ({"calibration": "none"}, "calibration must be 'standardless' or None, but is 'none'; use None"),
         ({"familiarity_threshold": 0}, "familiarity_threshold must be positive and finite, but is 0; give None"),
         ({"familiarity_threshold": float("nan")}, "familiarity_threshold must be positive and finite, but is nan"),

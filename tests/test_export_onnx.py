@@ -26,7 +26,8 @@ EVERYTHING = ["predictions", "standard_deviation", "lower", "upper", "distance"]
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory):
-    return save(tmp_path_factory.mktemp("models") / "adapted", adapted_regressor(spectrum_skip=True))
+    model = adapted_regressor(spectrum_skip=True, target_transform=["linear", "log"], interval_floors=[None, 0.5])
+    return save(tmp_path_factory.mktemp("models") / "adapted", model)
 
 
 @pytest.fixture(scope="module")

@@ -1003,6 +1003,27 @@ def test_intervals_cover_what_the_gaussian_head_promises():
             assert abs(inside.float().mean() - coverage) < 0.015
 
 
+@torch.no_grad()
+def test_intervals_with_a_floor_are_as_wide_at_any_low_value():
+    """In the unit, half widths of factor * sd * 0.7 * sqrt(p^2 + floor^2), and no end below 0; the others stay."""
+    values = torch.randn(6, SPECTRUM_LENGTH, generator=torch.Generator().manual_seed(3))
+    plain, floored = (build(XRFForRegression, **ADAPTED, interval_floors=floors) for floors in (None, [None, 0.8]))
+    before, output = plain(values), floored(values)
+    for name in ("predictions", "standard_deviation"):
+        torch.testing.assert_close(getattr(output, name), getattr(before, name))
+    for name in ("lower", "upper"):
+        torch.testing.assert_close(getattr(output, name)[:, 0], getattr(before, name)[:, 0])
+    prediction = numbers(output.predictions)[:, 1, None]
+    sd = numbers(before.standard_deviation)[:, 1, None] / prediction  # of the logarithm, 0.7 of the head's
+    half_width = np.array([0.6, 1.2, 1.9]) * sd * np.sqrt(prediction**2 + 0.8**2)
+    assert (half_width > prediction).any()
+    np.testing.assert_allclose(output.upper[:, 1], prediction + half_width, rtol=1e-4)
+    floored.config.target_min = [0.0, 0.0]
+    np.testing.assert_allclose(
+        floored(values).lower[:, 1], np.maximum(prediction - half_width, 0), rtol=1e-4, atol=1e-6
+    )
+
+
 def test_plain_regressor_has_no_intervals_and_no_distance(regressor, values):
     assert not hasattr(regressor, "spectrum_head") and not hasattr(regressor, "familiarity")
     output = regressor(values)
@@ -1123,7 +1144,8 @@ def test_checkpoint_of_before_these_fields_gives_the_same_numbers(values, tmp_pa
     model.save_pretrained(tmp_path)
     settings = json.loads((tmp_path / "config.json").read_text())
     for name in (
-        "target_transform", "spectrum_skip", "interval_coverages", "interval_factors", "familiarity_threshold"
+        "target_transform", "spectrum_skip", "interval_coverages", "interval_factors", "interval_floors",
+        "familiarity_threshold"
     ):  # fmt: skip
         settings.pop(name, None)
     (tmp_path / "config.json").write_text(json.dumps(settings))

@@ -44,7 +44,8 @@ CALIBRATIONS = ("standardless",)
 # What belongs to the targets, and to the spectra they were determined on.
 TARGET_FIELDS = (
     "target_names", "target_units", "target_mean", "target_std", "target_min", "target_max", "target_transform",
-    "interval_coverages", "interval_factors", "familiarity_threshold", "calibration", "id2label", "label2id"
+    "interval_coverages", "interval_factors", "interval_floors", "familiarity_threshold", "calibration", "id2label",
+    "label2id"
 )  # fmt: skip
 
 
@@ -93,6 +94,10 @@ class XRFMaskedConfig(PreTrainedConfig):
             cover, for example `[0.8, 0.9]`.
         interval_factors (`list[list[float]]` of shape `(coverages, targets)`): half widths of these intervals in the
             standardised target, in units of the Gaussian head's standard deviation where there is one, else of 1.
+        interval_floors (`list[float | None]`, *optional*): in the target's unit. The interval of a target with the
+            transform `"log"` that has a floor f reaches as far below its prediction p as above it: its half width in
+            the unit is that above times sqrt(p^2 + f^2), as an error has it that is relative at high values and the
+            same at all low ones.
         familiarity_threshold (`float`, *optional*): with it the regression model measures how far the embedding of a
             spectrum lies from those it was adapted to; a spectrum farther away than this is unfamiliar.
         calibration (`str`, *optional*): `"standardless"` for a model trained on simulated spectra alone, which no
@@ -141,6 +146,7 @@ class XRFMaskedConfig(PreTrainedConfig):
     target_max: list[float | int | None] | None = None
     interval_coverages: list[float] | None = None
     interval_factors: list[list[float | int]] | None = None
+    interval_floors: list[float | int | None] | None = None
     familiarity_threshold: float | int | None = None
     calibration: str | None = None
 
@@ -312,6 +318,18 @@ class XRFMaskedConfig(PreTrainedConfig):
                         f"interval_factors of {name} must be finite and not negative, but have {factor} for the "
                         f"coverage {coverage}; leave out a coverage that the labels are too few for."
                     )
+        floors, transforms = self.interval_floors or [], self.target_transform or []
+        if floors and len(floors) != len(self.target_names):
+            raise ValueError(
+                f"interval_floors must have one entry per target ({len(self.target_names)}), but have {len(floors)}; "
+                "add it."
+            )
+        for name, floor, transform in zip(self.target_names, floors, transforms):
+            if floor is not None and not (transform == "log" and 0 < floor < math.inf):
+                raise ValueError(
+                    f"interval_floors of {name} must be positive, with the transform log, but is {floor} with "
+                    f"{transform!r}; use None."
+                )
 
     def to_dict(self):
         output = super().to_dict()

@@ -666,10 +666,7 @@ class XRFForRegression(XRFPreTrainedModel):
             half_width = head.new_tensor(self.config.interval_factors)[None]  # (1, K, T)
             if sd is not None:
                 half_width = half_width * sd[:, None]  # (B, K, T)
-            lower, upper = (
-                self._in_units(standardized[:, None] + sign * half_width).transpose(1, 2)  # (B, T, K)
-                for sign in (-1, 1)
-            )
+            lower, upper = (self._away_from(standardized, sign * half_width) for sign in (-1, 1))  # (B, T, K)
         distance = None
         if self.config.familiarity_threshold is not None:
             distance = self.familiarity(outputs.pooler_output)
@@ -700,10 +697,24 @@ class XRFForRegression(XRFPreTrainedModel):
         values = standardized * new_tensor(config.target_std) + new_tensor(config.target_mean)
         is_log = self._is_log(values)
         # a linear target has no exponential, lest its infinity make the gradient NaN
-        values = torch.where(is_log, values.where(is_log, 0.0).exp(), values)
-        lower = new_tensor([-torch.inf if value is None else value for value in config.target_min])
-        upper = new_tensor([torch.inf if value is None else value for value in config.target_max])
+        return self._clamp(torch.where(is_log, values.where(is_log, 0.0).exp(), values))
+
+    def _clamp(self, values: torch.Tensor) -> torch.Tensor:
+        """Values `(..., T)` in the targets' units, clamped to their valid ranges."""
+        lower = values.new_tensor([-torch.inf if value is None else value for value in self.config.target_min])
+        upper = values.new_tensor([torch.inf if value is None else value for value in self.config.target_max])
         return values.clamp(lower, upper)
+
+    def _away_from(self, standardized: torch.Tensor, distance: torch.Tensor) -> torch.Tensor:
+        """Ends of intervals, `(B, T, K)` in the targets' units, at a distance `(B or 1, K, T)` in standardised targets
+        from the predictions `(B, T)`."""
+        ends = self._in_units(standardized[:, None] + distance)
+        if self.config.interval_floors is not None:
+            floor = standardized.new_tensor([torch.nan if f is None else f for f in self.config.interval_floors])
+            predictions = self._in_units(standardized)
+            scale = standardized.new_tensor(self.config.target_std) * (predictions.square() + floor.square()).sqrt()
+            ends = torch.where(floor.isnan(), ends, self._clamp(predictions[:, None] + distance * scale[:, None]))
+        return ends.transpose(1, 2)
 
     @staticmethod
     def _loss(standardized, log_variance, labels) -> torch.Tensor:
