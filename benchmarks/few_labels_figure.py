@@ -100,7 +100,7 @@ def draw_sets(axes, rows: list[dict]) -> dict:
             at = found[method, np.inf].mean()
             marks[name] = axes.scatter(at, height, size, fill, marker=marker, edgecolors=colour, zorder=2)
     axes.axvline(1, color=GREY, linestyle=":", linewidth=1)
-    axes.text(1.01, -0.45, "predicting the mean", color=GREY, fontsize=8, rotation=90, va="top")
+    axes.text(1.01, 1.3, "predicting the mean", color=GREY, fontsize=8, rotation=90, va="top")
     axes.set(xlabel="RMSE / standard deviation of ln(wt%)", xlim=(0, 1.12), ylim=(len(SETS) - 0.5, -0.5))
     axes.set(title="whole formations left out", yticks=range(len(SETS)), yticklabels=SETS.values())
     return marks
