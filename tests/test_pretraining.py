@@ -69,7 +69,7 @@ def test_the_poisson_loss_is_that_of_counts(benchmark):
     rates = torch.nn.functional.softplus(outputs.reconstruction).numpy()[hidden] + 1e-3
     counts = counts.numpy()[hidden]
     expected = np.mean(poisson.logpmf(counts, np.maximum(counts, 1e-300)) - poisson.logpmf(counts, rates))
-    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_random_weights_are_measured_as_they_are(pretrain):
