@@ -14,13 +14,14 @@ is through; `--tables` prints Markdown tables from the last row of each kind.
 
 import argparse
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import real_data
-from results import append_rows, markdown, read_rows
+from results import append_rows, latest_rows, markdown
 
 import protocols_xrf as protocols
 from command_line_xrf import run
@@ -388,10 +389,10 @@ def mean_relative(rows: list[dict]) -> float:
 def tables(path: Path) -> str:
     """Markdown: for every set and protocol, the mean over targets of RMSE of ln(value) / sd of ln(value), averaged
     over the seeds; by number of labels or transfer samples where there are several, else target by target."""
-    latest = {tuple(row[name] for name in KEY): row for row in read_rows(path)}
+    latest = latest_rows(path, KEY)
     parts = []
-    for set_name, protocol in dict.fromkeys(key[:2] for key in latest):
-        rows = [row for key, row in latest.items() if key[:2] == (set_name, protocol)]
+    for set_name, protocol in dict.fromkeys((row["set"], row["protocol"]) for row in latest):
+        rows = [row for row in latest if (row["set"], row["protocol"]) == (set_name, protocol)]
         numbers = list(dict.fromkeys(row["num_labels"] for row in rows))
         table = by_number(rows, numbers) if len(numbers) > 1 else by_target(rows)
         commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
@@ -401,21 +402,26 @@ def tables(path: Path) -> str:
 
 def by_number(rows: list[dict], numbers: list[str]) -> str:
     numbers = sorted(numbers, key=lambda number: float(number or "inf"))
-    lines = []
-    for method in dict.fromkeys(row["method"] for row in rows):
-        cells = []
-        for number in numbers:
-            per_seed = {}
-            for row in rows:
-                if (row["method"], row["num_labels"]) == (method, number):
-                    per_seed.setdefault(row["seed"], []).append(row)
-            cells.append(mean_and_spread([mean_relative(found) for found in per_seed.values()]))
-        lines.append((method, *cells))
+    found = errors_of_draws(rows)
+    lines = [
+        (method, *(mean_and_spread(found.get((method, float(number or "inf")), ())) for number in numbers))
+        for method in dict.fromkeys(row["method"] for row in rows)
+    ]
     return markdown(("method", *(number or "all" for number in numbers)), lines)
 
 
-def mean_and_spread(values: list[float]) -> str:
-    if not values:
+def errors_of_draws(rows: list[dict], column: str = "relative_ln_rmse") -> dict[tuple[str, float], np.ndarray]:
+    """Errors by method and number of labels, an array with one number for each seed: the mean over the rows' targets.
+    All labels that there are count as infinitely many."""
+    found = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        if row[column]:
+            found[row["method"], float(row["num_labels"] or "inf")][row["seed"]].append(float(row[column]))
+    return {key: np.array([np.mean(values) for values in seeds.values()]) for key, seeds in found.items()}
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    if len(values) == 0:
         return ""
     return f"{np.mean(values):.3f}" + (f" ± {np.std(values):.3f}" if len(values) > 1 else "")
 

@@ -7,12 +7,11 @@ on the right, errors against the number of labels, means of the draws with the r
 """
 
 import argparse
-from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-from few_labels import RESULTS
-from results import read_rows
+from few_labels import KEY, RESULTS, errors_of_draws
+from results import latest_rows
 
 from command_line_xrf import run
 from figures_xrf import BLACK, BLUE, DPI, GREEN, GREY, ORANGE, PURPLE, SKY_BLUE, STYLE, VERMILION
@@ -47,19 +46,14 @@ def main():
     parser.add_argument("--results", type=Path, default=RESULTS, help="CSV of few_labels.py")
     parser.add_argument("--output", type=Path, default=FIGURE, help="PNG to write")
     options = parser.parse_args()
-    draw(read_rows(options.results), options.output)
+    draw(latest_rows(options.results, KEY), options.output)
     print(options.output)
 
 
 def errors(rows: list[dict], set_name: str, protocol: str, column: str, target: str | None = None) -> dict:
-    """Errors by method and number of labels, an array with one number for each seed: the mean over the targets, or of
-    one target. All labels that there are count as `inf`."""
-    found = defaultdict(lambda: defaultdict(list))
-    for row in rows:
-        if (row["set"], row["protocol"]) == (set_name, protocol) and target in (None, row["target"]) and row[column]:
-            number = float(row["num_labels"] or np.inf)
-            found[row["method"], number][row["seed"]].append(float(row[column]))
-    return {key: np.array([np.mean(values) for values in seeds.values()]) for key, seeds in found.items()}
+    """`few_labels.errors_of_draws` of one set, the mean over the targets or of one target."""
+    chosen = [row for row in rows if (row["set"], row["protocol"]) == (set_name, protocol)]
+    return errors_of_draws([row for row in chosen if target in (None, row["target"])], column)
 
 
 def draw(rows: list[dict], path: Path) -> None:

@@ -78,7 +78,9 @@ class FineTuning:
     def _transform(self, weight_percent: torch.Tensor) -> torch.Tensor:
         """Labels or predictions as they are compared."""
         weight_percent = weight_percent.clamp(min=1e-6)
-        return torch.logit(weight_percent / 100, eps=1e-8) if self.logit else weight_percent.log()
+        if self.logit:
+            return torch.logit((weight_percent / 100).clamp(max=1 - 1e-6))  # 100 wt% has no logit
+        return weight_percent.log()
 
     def _train(self, start, rows, labels, chosen, num_epochs: int, seed: int, efficiency) -> Iterator[torch.nn.Module]:
         """The model after each epoch on the `chosen` rows."""

@@ -30,7 +30,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import real_data
-from results import append_rows, markdown, read_rows
+from results import append_rows, latest_rows, markdown
 from time_to_quality import rate_at
 
 from command_line_xrf import run
@@ -292,10 +292,12 @@ def downstream(checkpoint: str, folder: Path, labelled: bool) -> dict:
 
 def table(path: Path) -> str:
     """Markdown: the last run of every recipe and seed."""
-    latest = {(row["recipe"], row["seed"]): row for row in read_rows(path)}
     return markdown(
         ("recipe", "seed", "spectra seen", *MEASURES),
-        ((*key, f"{int(row['spectra']):,}", *(row[name] for name in MEASURES)) for key, row in latest.items()),
+        (
+            (row["recipe"], row["seed"], f"{int(row['spectra']):,}", *(row[name] for name in MEASURES))
+            for row in latest_rows(path, ("recipe", "seed"))
+        ),
     )
 
 

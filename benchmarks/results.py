@@ -26,6 +26,11 @@ def last_rows(path: Path) -> list[dict[str, str]]:
     return [row for row in rows if all(row[name] == rows[-1][name] for name in ("commit", "hardware"))]
 
 
+def latest_rows(path: Path, key: Sequence[str]) -> list[dict[str, str]]:
+    """The last row of each kind, which the columns `key` tell apart, in the order in which the kinds first came."""
+    return list({tuple(row[name] for name in key): row for row in read_rows(path)}.values())
+
+
 def markdown(header: Sequence, rows: Iterable[Sequence]) -> str:
     """A table in Markdown."""
     lines = [header, ("---",) * len(header), *rows]

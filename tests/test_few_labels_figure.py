@@ -39,5 +39,5 @@ def test_lines_go_through_the_means(benchmark):
 
 
 def test_the_figure_of_the_table_is_written(benchmark, tmp_path):
-    benchmark.draw(benchmark.read_rows(benchmark.RESULTS), tmp_path / "few_labels.png")
+    benchmark.draw(benchmark.latest_rows(benchmark.RESULTS, benchmark.KEY), tmp_path / "few_labels.png")
     assert Image.open(tmp_path / "few_labels.png").size == (1950, 690)

@@ -63,3 +63,4 @@ def test_labels_are_compared_as_logits_or_logarithms(benchmark):
     assert ways["full"]._transform(weight_percent).tolist() == pytest.approx(np.log([0.5, 20, 80]), rel=1e-5)
     expected = np.log([0.5 / 99.5, 20 / 80, 80 / 20])
     assert ways["full_logit"]._transform(weight_percent).tolist() == pytest.approx(expected, rel=1e-5)
+    assert ways["full_logit"]._transform(torch.tensor([0.0, 100.0])).isfinite().all()
