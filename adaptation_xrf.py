@@ -408,9 +408,8 @@ def _write(model: XRFForRegression, columns: Sequence[_Column], fits: Sequence[_
     std = np.array([np.std(column.labels) or 1.0 if len(column.labels) else 1.0 for column in columns])
     model.config.target_transform = ["log" if column.is_log else "linear" for column in columns]
     model.config.target_mean, model.config.target_std = mean.tolist(), std.tolist()
-    targets = slice(len(fits))
-    model.head.weight[targets] = torch.from_numpy(np.stack([fit.weight for fit in fits]) / std[:, None])
-    model.head.bias[targets] = torch.from_numpy((np.array([fit.constant for fit in fits]) - mean) / std)
+    model.head.weight.copy_(torch.from_numpy(np.stack([fit.weight for fit in fits]) / std[:, None]))
+    model.head.bias.copy_(torch.from_numpy((np.array([fit.constant for fit in fits]) - mean) / std))
     model.spectrum_head.weight.copy_(torch.from_numpy(np.stack([fit.spectrum_weight for fit in fits]) / std[:, None]))
     factors = [
         column.half_widths(fit.errors, fit.expected_sd, fit.counts) for column, fit in zip(columns, fits, strict=True)

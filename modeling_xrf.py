@@ -666,7 +666,10 @@ class XRFForRegression(XRFPreTrainedModel):
             half_width = head.new_tensor(self.config.interval_factors)[None]  # (1, K, T)
             if sd is not None:
                 half_width = half_width * sd[:, None]  # (B, K, T)
-            lower, upper = (self._away_from(standardized, sign * half_width) for sign in (-1, 1))  # (B, T, K)
+            lower, upper = (
+                self._away_from(standardized, predictions, sign * half_width)  # (B, T, K)
+                for sign in (-1, 1)
+            )
         distance = None
         if self.config.familiarity_threshold is not None:
             distance = self.familiarity(outputs.pooler_output)
@@ -705,13 +708,12 @@ class XRFForRegression(XRFPreTrainedModel):
         upper = values.new_tensor([torch.inf if value is None else value for value in self.config.target_max])
         return values.clamp(lower, upper)
 
-    def _away_from(self, standardized: torch.Tensor, distance: torch.Tensor) -> torch.Tensor:
+    def _away_from(self, standardized: torch.Tensor, predictions: torch.Tensor, distance) -> torch.Tensor:
         """Ends of intervals, `(B, T, K)` in the targets' units, at a distance `(B or 1, K, T)` in standardised targets
-        from the predictions `(B, T)`."""
+        from the predictions `(B, T)`, standardised and in their units."""
         ends = self._in_units(standardized[:, None] + distance)
         if self.config.interval_floors is not None:
             floor = standardized.new_tensor([torch.nan if f is None else f for f in self.config.interval_floors])
-            predictions = self._in_units(standardized)
             scale = standardized.new_tensor(self.config.target_std) * (predictions.square() + floor.square()).sqrt()
             ends = torch.where(floor.isnan(), ends, self._clamp(predictions[:, None] + distance * scale[:, None]))
         return ends.transpose(1, 2)

@@ -85,7 +85,8 @@ def calibrate(model: XRFForRegression, batches: Iterable[dict], coverages: Seque
     errors = np.concatenate(errors)
     widths = [interval_half_widths(column[~np.isnan(column)], 1.0, coverages) for column in errors.T]
     model.config.interval_coverages = list(coverages)
-    model.config.interval_factors, model.config.interval_floors = np.transpose(widths).tolist(), None
+    model.config.interval_factors = np.transpose(widths).tolist()
+    model.config.interval_floors = None
     make_familiar(model, np.concatenate(embeddings))
     model.train()
 

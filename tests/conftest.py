@@ -167,7 +167,7 @@ def benchmark(request):
 
 
 @pytest.fixture
-def call_script(script, monkeypatch, capsys):
+def call_script(script, monkeypatch, capfd):
     """Runs `SCRIPT` in this process: exit code, standard output, standard error."""
     import command_line_xrf
 
@@ -178,7 +178,7 @@ def call_script(script, monkeypatch, capsys):
             command_line_xrf.run(script.main)
         except SystemExit as stop:
             code = stop.code
-        output = capsys.readouterr()
+        output = capfd.readouterr()
         return code, output.out, output.err
 
     return call
